@@ -1,0 +1,1 @@
+"""Large Jacobians as batch jobs."""

@@ -1,0 +1,1 @@
+"""Derivative products and how they are batched. Knows torch; knows no plan, no Ray and no Parquet."""

@@ -1,0 +1,59 @@
+"""What a user may ask for, by hand or in a job file, with its defaults. Every unknown key is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+StrategyName = Literal["vjp/loop", "vjp/repeat", "vjp/vmap"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComputeOptions(_Options):
+    """How products are made.
+
+    strategy:   one by name, or auto: the first that the function supports.
+    chunk:      how many products are made at once, or auto.
+    dtype:      cast the floating-point arguments to it first; null leaves them as they are.
+    nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
+    """
+
+    strategy: Literal["auto"] | StrategyName = "auto"
+    chunk: Literal["auto"] | Count = "auto"
+    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    nonfinite: Literal["error", "warn", "allow"] = "error"
+
+
+class OutputOptions(_Options):
+    """Where the dataset goes and how it is written.
+
+    layout:       rows: a record holds one row of J.
+    compression:  none (fastest), zstd (with BYTE_STREAM_SPLIT, level 1) or lz4.
+    overwrite:    replace a run of another job at the same path, instead of refusing.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    layout: Literal["rows"] = "rows"
+    compression: Literal["none", "zstd", "lz4"] = "none"
+    overwrite: Annotated[bool, Field(strict=True)] = False
+
+
+class ClusterOptions(_Options):
+    """Who computes.
+
+    address:          local (an embedded Ray), auto or HOST:PORT or ray://… (an existing cluster), or inline
+                      (this process, no Ray).
+    workers:          how many, or auto: as many as the GPUs, or else the CPUs, allow.
+    cpus_per_worker:  cores and torch threads of each worker.
+    gpus_per_worker:  auto: 1 where the cluster has GPUs, else 0.
+    """
+
+    address: Annotated[str, Field(min_length=1)] = "local"
+    workers: Literal["auto"] | Count = "auto"
+    cpus_per_worker: Count = 1
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"

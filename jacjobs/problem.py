@@ -1,0 +1,398 @@
+"""The problem: a function, its arguments, which is differentiated, which carry an axis of points.
+
+Everything below flattens pytrees once, here: the strategies see a list of leaves going in and a list of
+leaves coming out, and never a user's structure.
+"""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from jacjobs.errors import FunctionError, InputError
+from jacjobs.shape import JacobianShape, segments_of
+
+InDims = int | None | Sequence[Any]
+
+
+class Problem:
+    """The Jacobian of `fn` at `args`: what `vmap(jacrev(fn, argnums), in_dims)(*args)` would return.
+
+    fn:       takes `*args`, returns a pytree of floating-point tensors. Deterministic.
+    args:     the positional arguments, a tuple of pytrees. Leaves that are no tensors pass through.
+    argnums:  which of them is differentiated: an index or several. All its leaves are floating-point tensors.
+    in_dims:  as in `torch.func.vmap`: which axis of which argument counts the points. None: one point.
+    batched:  `fn` takes a leading axis of independent samples by itself, on every argument that carries
+              points, and returns one on every output. `in_dims` must then say 0 or None.
+
+    With P points, m output elements and n input elements a point, J has P × m × n entries.
+
+    Raises InputError where the arguments do not fit together, and, on first use of `shape`, where the
+    outputs are of a kind that has no Jacobian; FunctionError where `fn` itself raises.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        argnums: int | Sequence[int] = 0,
+        in_dims: InDims = None,
+        batched: bool = False,
+    ) -> None:
+        if not callable(fn):
+            raise InputError.about(
+                "Problem fn", got=type(fn).__name__, expected="a function", do="pass the function itself"
+            )
+        if not isinstance(args, tuple | list):
+            raise InputError.about(
+                "Problem args", got=type(args).__name__, expected="a tuple of arguments", do="write args=(x,)"
+            )
+        self.fn = fn
+        self.argnums = _checked_argnums(argnums, len(args))
+        self.batched = batched
+        self.in_dims = in_dims
+
+        leaves, self._spec = pytree.tree_flatten(tuple(args))
+        dims = _leaf_dims(in_dims, self._spec, leaves, batched)
+        self.carried = tuple(dim is not None for dim in dims)
+        """For every leaf: does it carry the axis of points?"""
+        self.points = _count_points(leaves, dims)
+        """P; 1 without in_dims."""
+        self.leaves: list[Any] = [
+            leaf if dim is None else leaf.movedim(dim, 0) for leaf, dim in zip(leaves, dims, strict=True)
+        ]
+        """Every leaf of args, the axis of points (if any) moved to the front."""
+        self._input_names, self.wanted = _differentiated(args, self.argnums)
+        """Indices into `leaves` of those differentiated, in the order of the columns of J."""
+        self._check_wanted()
+
+    # -- what J looks like ---------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def shape(self) -> JacobianShape:
+        """P, m, n, the dtype and the segments, from running `fn` once on fake tensors (no data, no memory).
+
+        A function that reads values (`.item()`, control flow) cannot run on fakes: it runs once for real,
+        on one point.
+        """
+        outputs = self._traced_outputs()
+        dtype = functools.reduce(torch.promote_types, [o.dtype for _, o in outputs] + self._wanted_dtypes())
+        return JacobianShape(
+            points=self.points,
+            rows=sum(o.numel() for _, o in outputs),
+            columns=sum(size for size in self.input_sizes),
+            dtype=_storage_dtype(dtype),
+            outputs=segments_of([(name, tuple(o.shape)) for name, o in outputs]),
+            inputs=segments_of(
+                [
+                    (name, tuple(self._point_shape(index)))
+                    for name, index in zip(self._input_names, self.wanted, strict=True)
+                ]
+            ),
+        )
+
+    @property
+    def argument_specs(self) -> list[pytree.TreeSpec]:
+        """The structure of each argument; together they hold all of `leaves`, in order."""
+        return list(self._spec.children())
+
+    @property
+    def input_sizes(self) -> list[int]:
+        """Elements of each differentiated leaf at one point; they add up to n."""
+        return [self._point_shape(index).numel() for index in self.wanted]
+
+    def _point_shape(self, index: int) -> torch.Size:
+        shape: torch.Size = self.leaves[index].shape
+        return shape[1:] if self.carried[index] else shape
+
+    def _wanted_dtypes(self) -> list[torch.dtype]:
+        return [self.leaves[index].dtype for index in self.wanted]
+
+    # -- running fn ----------------------------------------------------------------------------------------
+
+    def at_point(self, point: int) -> list[Any]:
+        """The leaves at one point, without the axis of points."""
+        return [
+            leaf[point] if carried else leaf for leaf, carried in zip(self.leaves, self.carried, strict=True)
+        ]
+
+    def at_points(self, start: int, stop: int) -> list[Any]:
+        """The leaves with points `start:stop` of those that carry points, the others whole."""
+        return [
+            leaf[start:stop] if carried else leaf
+            for leaf, carried in zip(self.leaves, self.carried, strict=True)
+        ]
+
+    def call_one(self, leaves: Sequence[Any]) -> list[Tensor]:
+        """`fn` at one point; no leaf has an axis of points. Returns the flat outputs, likewise."""
+        if not self.batched:
+            return self._call(leaves)
+        lifted = [
+            leaf.unsqueeze(0) if carried else leaf for leaf, carried in zip(leaves, self.carried, strict=True)
+        ]
+        return [output.squeeze(0) for output in self._call(lifted)]
+
+    def call_batch(self, leaves: Sequence[Any], carried: Sequence[bool]) -> list[Tensor]:
+        """`fn` at k points in one call. `carried` says which leaves have the leading axis; all outputs do.
+
+        A function of single samples is lifted with `vmap`. So is a batched one that is asked for a leading
+        axis where it takes none: parameters repeated once a sample, say.
+        """
+        if self.batched and tuple(carried) == self.carried:
+            return self._call(leaves)
+        in_dims = tuple(0 if c else None for c in carried)
+        outputs: list[Tensor] = torch.func.vmap(lambda *point: self.call_one(point), in_dims=in_dims)(*leaves)
+        return outputs
+
+    def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
+        return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+
+    # -- moving --------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Problem:
+        """The same problem with its tensors on `device`, and its floating-point ones as `dtype`.
+
+        What `fn` captured (a closure's weights) stays as it is.
+        """
+
+        def move(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+        moved = object.__new__(Problem)
+        moved.__dict__.update(self.__dict__)
+        moved.__dict__.pop("shape", None)
+        moved.leaves = [move(leaf) for leaf in self.leaves]
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view pickles its whole storage, and a result of autograd does not pickle at all.
+        return {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves]}
+
+    # -- looking at fn once --------------------------------------------------------------------------------
+
+    def _traced_outputs(self) -> list[tuple[str, Tensor]]:
+        """Name and (perhaps fake) tensor of each output leaf at one point, checked to have a Jacobian."""
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+                out = self._run_once([self._as_fake(leaf, fake) for leaf in self.leaves])
+        except InputError:
+            raise
+        except Exception:
+            # Not every function runs on fakes; only one that fails on real data has failed.
+            try:
+                out = self._run_once(self.leaves)
+            except InputError:
+                raise
+            except Exception as error:
+                raise function_error(error, "when it was called once, on the first point") from None
+        return out
+
+    def _as_fake(self, leaf: Any, fake: FakeTensorMode) -> Any:
+        return fake.from_tensor(leaf.detach()) if isinstance(leaf, Tensor) else leaf
+
+    def _run_once(self, leaves: Sequence[Any]) -> list[tuple[str, Tensor]]:
+        # Two samples tell a leading axis from an output that merely has size 1.
+        samples = 2
+        point = []
+        for index, (leaf, carried) in enumerate(zip(leaves, self.carried, strict=True)):
+            if carried:
+                leaf = torch.cat([leaf[:1]] * samples) if self.batched else leaf[0]
+            if index in self.wanted:
+                leaf = leaf.detach().requires_grad_()
+            point.append(leaf)
+        result = self.fn(*pytree.tree_unflatten(point, self._spec))
+        named = _named_leaves(result, alone="output")
+        _check_outputs(named)
+        if self.batched:
+            for name, output in named:
+                if output.ndim == 0 or output.shape[0] != samples:
+                    raise InputError.about(
+                        f"batched=True, output {name!r} for {samples} samples",
+                        got=f"shape {tuple(output.shape)}",
+                        expected=f"a leading axis of {samples}",
+                        do="leave batched out if fn takes one sample",
+                    )
+            named = [(name, output[0]) for name, output in named]
+        if sum(output.numel() for _, output in named) == 0:
+            raise InputError.about("fn's output", got="no elements (m = 0)", expected="at least one")
+        return named
+
+    def _check_wanted(self) -> None:
+        for name, index in zip(self._input_names, self.wanted, strict=True):
+            leaf = self.leaves[index]
+            where = f"differentiated input {name!r}"
+            if not isinstance(leaf, Tensor):
+                raise InputError.about(
+                    where,
+                    got=type(leaf).__name__,
+                    expected="a floating-point tensor",
+                    do="close over what is not differentiated, or pass it as another argument",
+                )
+            if not leaf.is_floating_point():
+                raise InputError.about(
+                    where,
+                    got=str(leaf.dtype),
+                    expected="a floating-point tensor (real, not complex or integer)",
+                    do="convert it with .float(), or differentiate with respect to another argument",
+                )
+        if sum(self.input_sizes) == 0:
+            raise InputError.about(
+                "differentiated inputs", got="no elements (n = 0)", expected="at least one", do="check argnums"
+            )
+
+
+def function_error(error: BaseException, when: str) -> FunctionError:
+    """What the user sees of an exception that their function raised, `when` it happened."""
+    head = "".join(traceback.format_exception_only(error)).strip()
+    return FunctionError(f"the function raised {head} ({when})", _user_traceback(error))
+
+
+def _user_traceback(error: BaseException) -> str:
+    """The traceback from the first frame that is neither ours nor torch's; all of it if there is none."""
+    ours = str(Path(__file__).parent)
+    theirs = str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    first = next((i for i, f in enumerate(frames) if not f.filename.startswith((ours, theirs))), 0)
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(frames[first:])]
+    return "".join(lines + traceback.format_exception_only(error)).rstrip()
+
+
+def _checked_argnums(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    whole = [number for number in numbers if isinstance(number, int) and -count <= number < count]
+    normal = tuple(number % count for number in whole) if count else ()
+    if not numbers or len(whole) != len(numbers) or len(set(normal)) != len(normal):
+        raise InputError.about(
+            "argnums", got=repr(argnums), expected=f"different positions among {count} arguments"
+        )
+    return normal
+
+
+def _leaf_dims(in_dims: InDims, spec: Any, leaves: list[Any], batched: bool) -> list[int | None]:
+    """The axis of points of every leaf, None where it has none."""
+    if in_dims is None:
+        if batched:
+            raise InputError.about(
+                "batched=True",
+                got="in_dims=None",
+                expected="in_dims that say which arguments carry the leading axis",
+                do="write in_dims=0, or one entry an argument",
+            )
+        return [None] * len(leaves)
+    tree = tuple(in_dims) if isinstance(in_dims, list) else in_dims
+    dims = pytree._broadcast_to_and_flatten(tree, spec)
+    if dims is None or not all(dim is None or isinstance(dim, int) for dim in dims):
+        raise InputError.about(
+            "in_dims",
+            got=repr(in_dims),
+            expected="an axis, or one entry (an axis or None) for each argument, as in torch.func.vmap",
+            do=f"give one entry for each of the {len(spec.children())} arguments",
+        )
+    if all(dim is None for dim in dims):
+        raise InputError.about(
+            "in_dims", got=repr(in_dims), expected="at least one axis", do="leave in_dims out for one point"
+        )
+    # One axis for everything skips what cannot have an axis, as a user of in_dims=0 means it.
+    if isinstance(in_dims, int):
+        dims = [dim if isinstance(leaf, Tensor) else None for dim, leaf in zip(dims, leaves, strict=True)]
+    for dim, leaf in zip(dims, leaves, strict=True):
+        if dim is None:
+            continue
+        if not isinstance(leaf, Tensor) or not -leaf.ndim <= dim < leaf.ndim:
+            got = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise InputError.about(
+                f"in_dims={in_dims!r}", got=got, expected=f"a tensor with an axis {dim}", do="correct in_dims"
+            )
+        if batched and dim != 0:
+            raise InputError.about(
+                "batched=True", got=f"in_dims={in_dims!r}", expected="0 or None: a leading axis"
+            )
+    return dims
+
+
+def _count_points(leaves: list[Any], dims: list[int | None]) -> int:
+    sizes = {leaf.shape[dim] for leaf, dim in zip(leaves, dims, strict=True) if dim is not None}
+    if len(sizes) > 1:
+        raise InputError.about(
+            "in_dims",
+            got=f"axes of sizes {sorted(sizes)}",
+            expected="the same number of points in each",
+            do="correct in_dims or the arguments",
+        )
+    points: int = sizes.pop() if sizes else 1
+    if points == 0:
+        raise InputError.about("in_dims", got="an axis of size 0", expected="at least one point")
+    return points
+
+
+def _differentiated(args: Sequence[Any], argnums: tuple[int, ...]) -> tuple[list[str], tuple[int, ...]]:
+    """Names of the differentiated leaves, and their positions among all leaves of args."""
+    counts = [len(pytree.tree_leaves(arg)) for arg in args]
+    names: list[str] = []
+    positions: list[int] = []
+    for number in argnums:
+        named = _named_leaves(args[number], alone="input")
+        prefix = f"{number}." if len(argnums) > 1 else ""
+        names += [prefix + name for name, _ in named]
+        first = sum(counts[:number])
+        positions += range(first, first + counts[number])
+    return names, tuple(positions)
+
+
+def _named_leaves(tree: Any, alone: str) -> list[tuple[str, Any]]:
+    """Leaves by path, `layer1.weight`; a tree that is one leaf is called `alone`."""
+    paths, _ = pytree.tree_flatten_with_path(tree)
+    return [(".".join(_key_name(key) for key in path) or alone, leaf) for path, leaf in paths]
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _check_outputs(named: list[tuple[str, Any]]) -> None:
+    for name, output in named:
+        where = f"fn's output {name!r}"
+        if not isinstance(output, Tensor):
+            raise InputError.about(
+                where, got=type(output).__name__, expected="a tensor", do="return tensors, or pytrees of them"
+            )
+        if not output.is_floating_point():
+            raise InputError.about(
+                where,
+                got=str(output.dtype),
+                expected="a floating-point tensor (real, not complex or integer)",
+                do="return its real and imaginary parts, or leave it out",
+            )
+    if named and not any(output.requires_grad for _, output in named):
+        raise InputError.about(
+            "fn's outputs",
+            got="none that depends differentiably on the differentiated inputs",
+            expected="at least one",
+            do="look for detach(), no_grad(), integer operations, or a wrong argnums",
+        )
+
+
+def _storage_dtype(dtype: torch.dtype) -> str:
+    return str(torch.float32 if dtype is torch.bfloat16 else dtype).removeprefix("torch.")
+
+
+def _compact(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    plain = leaf.detach()
+    if plain.untyped_storage().nbytes() > plain.numel() * plain.element_size():
+        return plain.clone(memory_format=torch.contiguous_format)
+    return plain

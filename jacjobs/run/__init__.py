@@ -1,0 +1,1 @@
+"""A plan being carried out: the ledger decides, an executor acts, workers compute, assemblers write."""

@@ -1,0 +1,89 @@
+"""The inline executor: one worker and one assembler in this process, one thing after another.
+
+For debugging (a breakpoint in the user's function works) and for machines without Ray.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from jacjobs.errors import JacjobsError
+from jacjobs.plan.planner import Plan
+from jacjobs.problem import Problem
+from jacjobs.run.assembler import Assembler
+from jacjobs.run.ledger import (
+    Abandon,
+    Absorb,
+    AssemblerJoined,
+    BlockAbsorbed,
+    BlockComputed,
+    BlockId,
+    BlockRaised,
+    Command,
+    Compute,
+    Drop,
+    Event,
+    StartAssembler,
+    StartWorker,
+    WorkerJoined,
+    WriteFailed,
+)
+from jacjobs.run.worker import Worker
+
+NAME = "inline"
+
+
+class InlineExecutor:
+    def __init__(self, problem: Problem, plan: Plan, path: str | Path, metadata: dict[str, str]) -> None:
+        self._threads_before = torch.get_num_threads()
+        self._worker = Worker(problem, plan)
+        self._assembler = Assembler(path, plan, metadata)
+        self._commands: deque[Command] = deque()
+        self._data: dict[BlockId, NDArray[np.generic]] = {}
+
+    def execute(self, commands: Sequence[Command]) -> None:
+        self._commands.extend(commands)
+
+    def poll(self, timeout_seconds: float) -> Sequence[Event]:
+        while self._commands:
+            event = self._carry_out(self._commands.popleft())
+            if event is not None:
+                return [event]
+        return []
+
+    def close(self) -> None:
+        self._commands.clear()
+        self._data.clear()
+        self._assembler.close()
+        torch.set_num_threads(self._threads_before)
+
+    def _carry_out(self, command: Command) -> Event | None:
+        match command:
+            case StartWorker():
+                return WorkerJoined(NAME)
+            case StartAssembler():
+                return AssemblerJoined(NAME)
+            case Compute(worker, block):
+                try:
+                    computed = self._worker.compute(block)
+                except JacjobsError as error:
+                    return BlockRaised(block, error)
+                self._data[block] = computed.values
+                return BlockComputed(worker, block, computed.nonfinite)
+            case Absorb(assembler, block):
+                try:
+                    committed = self._assembler.absorb(block, self._data.pop(block))
+                except JacjobsError as error:
+                    return WriteFailed(error)
+                return BlockAbsorbed(assembler, block, committed)
+            case Drop(block):
+                self._data.pop(block, None)
+            case Abandon(_, part):
+                self._assembler.abandon(part)
+        return None

@@ -1,0 +1,109 @@
+"""The shape of a Jacobian and rectangles of it: the words that every layer shares.
+
+Pure Python, no torch: `jacjobs.open` reads a dataset without importing torch, and the three siblings
+autodiff, plan and store, which never import each other, speak of the same rectangles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+# The dtypes that a dataset can hold, and their width. bfloat16 has no Parquet type: it is computed as
+# bfloat16 and stored as float32, which holds each of its values exactly.
+ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
+
+
+class Rectangle(NamedTuple):
+    """Points × rows × columns of J, half-open: the extent of a block, of a part, of a chunk."""
+
+    point_start: int
+    point_stop: int
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+
+    @property
+    def points(self) -> int:
+        return self.point_stop - self.point_start
+
+    @property
+    def rows(self) -> int:
+        return self.row_stop - self.row_start
+
+    @property
+    def columns(self) -> int:
+        return self.column_stop - self.column_start
+
+    @property
+    def entries(self) -> int:
+        return self.points * self.rows * self.columns
+
+    def __str__(self) -> str:
+        return (
+            f"points {self.point_start}:{self.point_stop}, rows {self.row_start}:{self.row_stop}, "
+            f"columns {self.column_start}:{self.column_stop}"
+        )
+
+
+class Segment(BaseModel):
+    """The slice of rows or columns that belongs to one leaf of the output or input pytree."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+def segments_of(named_shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Segment, ...]:
+    """Lay leaves end to end, in order: `[("w", (2, 3)), ("b", (2,))]` → w = 0:6, b = 6:8."""
+    segments, start = [], 0
+    for name, shape in named_shapes:
+        stop = start + math.prod(shape)
+        segments.append(Segment(name=name, start=start, stop=stop, shape=shape))
+        start = stop
+    return tuple(segments)
+
+
+class JacobianShape(BaseModel):
+    """J is `points` matrices of `rows` × `columns`, stored as `dtype`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    points: int
+    rows: int
+    columns: int
+    dtype: str
+    outputs: tuple[Segment, ...]
+    inputs: tuple[Segment, ...]
+
+    @property
+    def item_bytes(self) -> int:
+        return ITEM_BYTES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row, n entries."""
+        return self.columns * self.item_bytes
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of one point's matrix, m × n entries."""
+        return self.rows * self.row_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        return self.points * self.matrix_bytes
+
+    def __str__(self) -> str:
+        return f"{self.points:,} × {self.rows:,} × {self.columns:,} {self.dtype}"

@@ -1,0 +1,108 @@
+"""One writer a run: a lock file with host, process and heartbeat.
+
+A lock is stale when its process is gone (same host) or its heartbeat is old (any host). A stale lock is
+taken over; a live one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+
+from jacjobs.errors import InputError
+from jacjobs.store.commit import storing
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+PATIENCE_SECONDS = 15.0
+"""How long to wait for a holder that may just be dying: that of a job which was killed a moment ago."""
+
+
+class RunLock:
+    """Held from `acquire` to `release`; call `beat` now and then."""
+
+    def __init__(self, private: Path) -> None:
+        self._path = private / "lock.json"
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._beaten = 0.0
+
+    def acquire(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Raises InputError if somebody else holds the lock and lives."""
+        give_up = time.monotonic() + patience_seconds
+        while not self._try():
+            if time.monotonic() >= give_up:
+                holder = self._read() or {}
+                raise InputError.about(
+                    f"run {self._path.parent.parent}",
+                    got=f"a run in progress, by process {holder.get('pid')} on {holder.get('host')}",
+                    expected="one writer at a time",
+                    do="wait for it, or stop it first",
+                )
+            time.sleep(0.2)
+
+    def beat(self) -> None:
+        """Show that the holder lives; cheap to call often."""
+        now = time.monotonic()
+        if now - self._beaten >= HEARTBEAT_SECONDS:
+            self._beaten = now
+            with storing(self._path):
+                os.utime(self._path)
+
+    def release(self) -> None:
+        """Safe to call twice, and by one that never got it."""
+        if (self._read() or {}).get("token") == self._holder["token"]:
+            self._path.unlink(missing_ok=True)
+
+    def _try(self) -> bool:
+        with storing(self._path):
+            try:
+                descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                if self._stale():
+                    # Two that see the same stale lock may both remove it, but O_EXCL lets one create it.
+                    self._path.unlink(missing_ok=True)
+                return False
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(self._holder, file)
+        self._beaten = time.monotonic()
+        return True
+
+    def _stale(self) -> bool:
+        try:
+            age = time.time() - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return False
+        holder = self._read()
+        if holder is None:  # created, but not written yet: its writer may be on its way
+            return age > PATIENCE_SECONDS / 3
+        if holder.get("host") == self._holder["host"]:
+            return not _alive(int(holder["pid"])) or age > STALE_SECONDS
+        return age > STALE_SECONDS
+
+    def _read(self) -> dict[str, object] | None:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
