@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.plan.planner import Plan
+from jacjobs.planning.planner import Plan
 from jacjobs.run.ledger import BlockId
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.writer import PartRecord, PartWriter

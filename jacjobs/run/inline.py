@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from jacjobs.errors import JacjobsError
-from jacjobs.plan.planner import Plan
+from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.ledger import (

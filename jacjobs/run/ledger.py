@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from jacjobs.errors import IncompleteError, JacjobsError, StoppedError, WorkersError
-from jacjobs.plan.geometry import Tiling
+from jacjobs.planning.geometry import Tiling
 from jacjobs.store.writer import PartRecord
 
 IN_FLIGHT = 2
@@ -28,6 +28,8 @@ DEATHS_TO_QUARANTINE = 3
 """A block that has taken this many workers with it is not handed out again."""
 LOSSES_TO_GIVE_UP = 3
 """Workers, or assemblers, lost in a row without one finished block: they cannot live here."""
+
+STOPPED = "stopped on request; what was committed stays, and `jacjobs resume` goes on from there"
 
 
 class BlockId(NamedTuple):
@@ -252,6 +254,12 @@ class Ledger:
             self._look_for_the_end()
         return commands
 
+    def give_up_waiting(self) -> None:
+        """The grace period is over: end now, whatever is on its way."""
+        if not self.finished:
+            self.state = "stopped"
+            self.error = StoppedError(STOPPED)
+
     def _react(self, event: Event) -> list[Command]:
         match event:
             case WorkerJoined(worker):
@@ -466,7 +474,7 @@ class Ledger:
                 self.state = "complete"
             elif self.blocks_in_flight == 0:
                 self.state = "stopped"
-                self.error = StoppedError("stopped on request; `jacjobs resume` goes on from here")
+                self.error = StoppedError(STOPPED)
         elif not self._pending and not self._open:
             self.state = "incomplete" if self.quarantined else "complete"
             if self.quarantined:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import compute_block
 from jacjobs.errors import JacjobsError, NonFiniteError
-from jacjobs.plan.planner import Plan
+from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.ledger import BlockId
 from jacjobs.shape import Rectangle

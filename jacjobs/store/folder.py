@@ -65,7 +65,6 @@ class Manifest(BaseModel):
     compression: str
     versions: dict[str, str]
     timings: dict[str, float]
-    nonfinite: int
     parts: tuple[PartRecord, ...]
 
 
@@ -146,7 +145,7 @@ class RunFolder:
         write_text(self.private / "manifest.json", manifest.model_dump_json(indent=2), self.scratch)
 
     def part_names(self) -> list[str]:
-        """Visible parts, in the order of their records. What is visible is complete: the listing is the log."""
+        """Visible parts, in the order of their records. What is visible is complete."""
         try:
             names = [entry.name for entry in self.path.iterdir()]
         except FileNotFoundError:

@@ -121,7 +121,7 @@ class JacobianDataset:
         )
 
     def _fill(self, out: NDArray[Any], start: int) -> None:
-        """Read records `start…` into the rows of `out`, parts side by side. Record point · m + row is that row."""
+        """Read records `start…` into the rows of `out`; record point · m + row holds that row."""
         stop = start + len(out)
         overlaps = []
         for part in self._folder.part_rectangles():

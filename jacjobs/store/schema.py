@@ -19,7 +19,7 @@ VALUES_PATH = "values.list.element"
 
 
 def part_name(part: Rectangle) -> str:
-    """The file name follows from the rectangle: a part computed twice is one file. Names sort as records do."""
+    """The name follows from the rectangle, so a part computed twice is one file. Names sort as records."""
     p, r, c = part[0:2], part[2:4], part[4:6]
     return f"part-p{p[0]:09d}-{p[1]:09d}-r{r[0]:09d}-{r[1]:09d}-c{c[0]:09d}-{c[1]:09d}.parquet"
 

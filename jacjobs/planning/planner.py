@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jacjobs.plan.geometry import MIB, Tiling, tile
-from jacjobs.plan.options import ClusterOptions, ComputeOptions, OutputOptions
+from jacjobs.planning.geometry import MIB, Tiling, tile
+from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.shape import JacobianShape
 
 CHUNK_BYTES = 32 * MIB

@@ -1,0 +1,347 @@
+"""What Python programs and the command line call: plan, submit, resume, open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from jacjobs.autodiff.catalogue import STRATEGIES, why_unsupported
+from jacjobs.errors import InputError, JacjobsError, RunDiffersError
+from jacjobs.fingerprint import fingerprint
+from jacjobs.jobspec import JobSpec, load_problem, parse_job
+from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
+from jacjobs.planning.planner import Candidate, Plan, make_plan
+from jacjobs.problem import Problem, function_error
+from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
+from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.reader import JacobianDataset, open_run
+
+INLINE = "inline"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A problem and what is asked for; `spec` and `folder` are set if it came from a job file."""
+
+    problem: Problem
+    name: str
+    output: OutputOptions
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
+    spec: JobSpec | None = None
+    folder: Path | None = None
+    modules: tuple[ModuleType, ...] = ()
+
+
+def job_from_spec(spec: JobSpec, folder: Path) -> Job:
+    """Build the problem that a job file names; `folder` is where the file is."""
+    problem, modules = load_problem(spec, folder)
+    return _job(problem, spec.name, spec.output, spec.compute, spec.cluster, spec, folder, tuple(modules))
+
+
+def plan(problem: Problem, **options: Any) -> Plan:
+    """The plan for `problem`, made without starting or writing anything.
+
+    options: strategy, chunk, dtype, nonfinite, compression, workers, cpus_per_worker, …: the keys of the job
+    file's sections compute, output and cluster.
+
+    Raises InputError for options that do not fit, FunctionError where the function raises.
+    """
+    return plan_job(_job_from_options(problem, "runs/unnamed", options))
+
+
+def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
+    """Compute the Jacobian of `problem` into a dataset at `path`; the options are those of `plan`.
+
+    Returns at once with the run (address `inline`: it runs when waited for). If `path` holds a run of the
+    same problem and options, what it lacks is computed.
+
+    Raises InputError (RunDiffersError, if a run of another job is there) before anything is written.
+    """
+    return submit_job(_job_from_options(problem, str(path), options))
+
+
+def plan_job(job: Job) -> Plan:
+    return make_plan(
+        job.problem.shape,
+        _candidates(job.problem, job.compute.strategy),
+        job.compute,
+        job.output,
+        job.cluster,
+    )
+
+
+def submit_job(job: Job) -> Run:
+    folder = RunFolder(job.output.path)
+    folder.check_writable()
+    if not folder.is_run:
+        return _begin(job, folder, _new_record(job, plan_job(job)), new=True)
+    record = folder.record()
+    differences = _differences(record, job)
+    if not differences:
+        return _begin(job, folder, record, new=False)
+    if not job.output.overwrite:
+        raise RunDiffersError.checklist(str(folder.path), differences)
+    return _begin(job, folder, _new_record(job, plan_job(job)), new=True)
+
+
+def resume(path: str | Path, *, address: str | None = None) -> Run:
+    """Finish the run at `path`, with the plan that it began with.
+
+    Raises InputError if it came from Python (submit the same problem to the same path instead), and
+    RunDiffersError if the job's code or data have changed since.
+    """
+    folder = RunFolder(path)
+    folder.require_run()
+    record = folder.record()
+    if record.job is None:
+        raise InputError.about(
+            str(folder.path),
+            got="a run submitted from Python",
+            expected="one submitted from a job file",
+            do="call jacjobs.submit(problem, path) again with the same problem",
+        )
+    content = dict(record.job["spec"])
+    content["output"] = {**content["output"], "path": str(folder.path), "overwrite": False}
+    if address is not None:
+        content["cluster"] = {**content["cluster"], "address": address}
+    spec = parse_job(content, str(folder.path))
+    return submit_job(job_from_spec(spec, Path(record.job["folder"])))
+
+
+def open(path: str | Path) -> JacobianDataset:  # noqa: A001 - jacjobs.open is the public name
+    """The dataset at `path`; see `JacobianDataset`."""
+    return open_run(path)
+
+
+# -- runs --------------------------------------------------------------------------------------------------
+
+
+class _Running(Protocol):
+    def result(self) -> Manifest: ...
+    def progress(self) -> Progress | None: ...
+    def stop(self) -> None: ...
+
+
+class _InlineRun:
+    def __init__(self, job: Job, folder: RunFolder, record: RunRecord) -> None:
+        from jacjobs.run.inline import InlineExecutor
+
+        plan = Plan.model_validate(record.plan)
+        self._coordinator = Coordinator(
+            record,
+            str(folder.path),
+            lambda: InlineExecutor(job.problem, plan, folder.path, part_metadata(record)),
+            workers=1,
+        )
+        self.result = self._coordinator.run
+        self.progress = self._coordinator.progress
+        self.stop = self._coordinator.stop
+
+
+class Run:
+    """A run that was submitted: watch it, wait for it, stop it."""
+
+    def __init__(
+        self,
+        path: Path,
+        record: RunRecord,
+        session: AbstractContextManager[None],
+        start: Callable[[], _Running],
+    ) -> None:
+        self.path = path
+        self.plan = Plan.model_validate(record.plan)
+        self._session = session
+        self._manifest: Manifest | None = None
+        self._error: JacjobsError | None = None
+        self._ended = False
+        try:
+            self._running = start()
+        except BaseException:
+            session.__exit__(None, None, None)
+            raise
+
+    def wait(self) -> Manifest:
+        """Wait for the end, and say what was written.
+
+        Raises FunctionError, IncompleteError, StoppedError, WorkersError or StoreError.
+        """
+        if not self._ended:
+            try:
+                self._manifest = self._running.result()
+            except JacjobsError as error:
+                self._error = error
+            finally:
+                self._ended = True
+                self._session.__exit__(None, None, None)
+        if self._error is not None:
+            raise self._error
+        assert self._manifest is not None
+        return self._manifest
+
+    def result(self) -> JacobianDataset:
+        """Wait for the end, and open the dataset."""
+        self.wait()
+        return open_run(self.path)
+
+    def progress(self) -> Progress | None:
+        """Where the run stands; None while nobody can say."""
+        return None if self._ended else self._running.progress()
+
+    def stop(self) -> None:
+        """Hand out no more blocks; `wait` then raises StoppedError. What was committed stays."""
+        if not self._ended:
+            self._running.stop()
+
+
+def _begin(job: Job, folder: RunFolder, record: RunRecord, *, new: bool) -> Run:
+    """Connect first, write then: a wrong address leaves nothing behind."""
+
+    def create() -> None:
+        if new:
+            if folder.is_run:
+                folder.clear()
+            folder.create(record)
+
+    def inline() -> _Running:
+        create()
+        return _InlineRun(job, folder, record)
+
+    if job.cluster.address == INLINE:
+        return Run(folder.path, record, nullcontext(), inline)
+
+    from jacjobs.run.cluster import Payload, RayRun, place, session  # the one place that needs Ray
+
+    def on_ray() -> _Running:
+        placement = place(job.cluster)
+        payload = Payload.pack(job.problem, job.modules, str(job.folder) if job.folder else None)
+        create()
+        return RayRun(record, str(folder.path), payload, placement)
+
+    tiling = Plan.model_validate(record.plan).tiling
+    block_bytes = tiling.block(0, 0).entries * job.problem.shape.item_bytes
+    connection = session(job.cluster, block_bytes)
+    connection.__enter__()
+    return Run(folder.path, record, connection, on_ray)
+
+
+# -- putting a record together -----------------------------------------------------------------------------
+
+
+def _job_from_options(problem: Problem, path: str, options: dict[str, Any]) -> Job:
+    """Sort keyword options into the sections of a job file; refuse those that none knows."""
+    sections: dict[type[BaseModel], dict[str, Any]] = {
+        ComputeOptions: {},
+        OutputOptions: {"path": path},
+        ClusterOptions: {},
+    }
+    for key, value in options.items():
+        owner = next((section for section in sections if key in section.model_fields), None)
+        if owner is None or key == "path":
+            known = sorted(k for section in sections for k in section.model_fields if k != "path")
+            raise InputError.about(f"option {key!r}", got=repr(value), expected="one of " + ", ".join(known))
+        sections[owner][key] = value
+    try:
+        compute = ComputeOptions(**sections[ComputeOptions])
+        output = OutputOptions(**sections[OutputOptions])
+        cluster = ClusterOptions(**sections[ClusterOptions])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError.about(
+            f"option {first['loc'][0]}", got=repr(first["input"]), expected=first["msg"]
+        ) from None
+    return _job(problem, Path(path).name, output, compute, cluster)
+
+
+def _job(
+    problem: Problem,
+    name: str,
+    output: OutputOptions,
+    compute: ComputeOptions,
+    cluster: ClusterOptions,
+    spec: JobSpec | None = None,
+    folder: Path | None = None,
+    modules: tuple[ModuleType, ...] = (),
+) -> Job:
+    if compute.dtype is not None:
+        problem = problem.to(dtype=getattr(torch, compute.dtype))
+    return Job(problem, name, output, compute, cluster, spec, folder, modules)
+
+
+def _candidates(problem: Problem, asked: str) -> list[Candidate]:
+    """Try strategies on a tiny real chunk: all of them for auto, else the one that was asked for.
+
+    Raises FunctionError if not even a loop works: then it is the function that fails.
+    """
+    names = list(STRATEGIES) if asked == "auto" else [asked]
+    errors = {name: why_unsupported(problem, name) for name in names}
+    if all(errors.values()):
+        last = errors[names[-1]]
+        assert last is not None
+        raise function_error(last, f"when {names[-1]} was tried on the first point")
+    return [Candidate(strategy=name, reason=_first_line(error)) for name, error in errors.items()]
+
+
+def _first_line(error: Exception | None) -> str | None:
+    if error is None:
+        return None
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _result_options(job: Job) -> dict[str, Any]:
+    """The options that change what is written."""
+    return {
+        "strategy": job.compute.strategy,
+        "chunk": job.compute.chunk,
+        "dtype": job.compute.dtype,
+        "layout": job.output.layout,
+        "compression": job.output.compression,
+        "cpus_per_worker": job.cluster.cpus_per_worker,
+    }
+
+
+def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
+    """(what, what the run has, what the job has) for everything that makes them different runs."""
+    had = {**record.fingerprint, **record.options}
+    has = {**fingerprint(job.problem), **_result_options(job)}
+    return [
+        (what, str(had.get(what)), str(has.get(what)))
+        for what in dict.fromkeys([*had, *has])
+        if had.get(what) != has.get(what)
+    ]
+
+
+def _new_record(job: Job, plan: Plan) -> RunRecord:
+    marks = fingerprint(job.problem)
+    options = _result_options(job)
+    content = plan.model_dump(mode="json", exclude={"candidates", "nonfinite"})
+    run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]
+    spec = None
+    if job.spec is not None:
+        spec = {"spec": job.spec.model_dump(mode="json"), "folder": str(job.folder)}
+    return RunRecord(
+        run=run,
+        name=job.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("jacjobs", "torch", "pyarrow", "ray")},
+        },
+        shape=job.problem.shape,
+        fingerprint=marks,
+        options=options,
+        plan=plan.model_dump(mode="json"),
+        job=spec,
+    )

@@ -1,0 +1,377 @@
+"""The Ray executor: workers and assemblers as actors. The only file that imports ray.
+
+Ray's own retries stay off: the ledger decides what is done again, and a death keeps its reason. Block data
+goes from worker to assembler through the object store; the coordinator only sees metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import cloudpickle
+
+from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.planning.options import ClusterOptions
+from jacjobs.planning.planner import Plan
+from jacjobs.problem import Problem
+from jacjobs.run.assembler import Assembler
+from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
+from jacjobs.run.ledger import (
+    IN_FLIGHT,
+    Abandon,
+    Absorb,
+    AssemblerJoined,
+    AssemblerLost,
+    BlockAbsorbed,
+    BlockComputed,
+    BlockId,
+    BlockLost,
+    BlockRaised,
+    Command,
+    Compute,
+    Drop,
+    Event,
+    StartAssembler,
+    StartWorker,
+    WorkerJoined,
+    WorkerLost,
+    WriteFailed,
+)
+from jacjobs.run.worker import Worker
+from jacjobs.store.folder import Manifest, RunRecord
+from jacjobs.store.writer import PartRecord
+
+ASSEMBLER_THREADS = 4
+GET_TIMEOUT_SECONDS = 60.0
+SMALLEST_STORE_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A problem on its way to workers: pickled by value, with the folders its own modules live in."""
+
+    problem: bytes
+    search_path: tuple[str, ...] = ()
+
+    @classmethod
+    def pack(cls, problem: Problem, modules: Sequence[ModuleType] = (), folder: str | None = None) -> Payload:
+        """`modules` are those that workers could not import by name: a file beside a job file."""
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        return cls(cloudpickle.dumps(problem), (folder,) if folder else ())
+
+    def unpack(self) -> Problem:
+        sys.path[:0] = [folder for folder in self.search_path if folder not in sys.path]
+        problem: Problem = cloudpickle.loads(self.problem)
+        return problem
+
+
+# -- actors ------------------------------------------------------------------------------------------------
+
+
+class _WorkerActor:
+    def __init__(self, payload: Payload, plan: str) -> None:
+        self._worker = Worker(
+            payload.unpack(), Plan.model_validate_json(plan), "cuda" if ray.get_gpu_ids() else "cpu"
+        )
+
+    def ready(self) -> None:
+        return None
+
+    def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, int | JacjobsError]:
+        """The entries, and apart from them how many are not finite: or the error that the user made."""
+        try:
+            computed = self._worker.compute(block)
+        except JacjobsError as error:
+            return None, error
+        return computed.values, computed.nonfinite
+
+
+class _AssemblerActor:
+    def __init__(self, path: str, plan: str, metadata: dict[str, str]) -> None:
+        self._assembler = Assembler(path, Plan.model_validate_json(plan), metadata)
+
+    def ready(self) -> None:
+        return None
+
+    def absorb(self, block: BlockId, values: NDArray[Any]) -> PartRecord | JacjobsError | None:
+        try:
+            return self._assembler.absorb(block, values)
+        except JacjobsError as error:
+            return error
+
+    def abandon(self, part: int) -> None:
+        self._assembler.abandon(part)
+
+
+class _CoordinatorActor:
+    """Named after the run; asks for no CPU. Whoever watches may come and go."""
+
+    def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
+        plan = Plan.model_validate(record.plan)
+        self._coordinator = Coordinator(
+            record,
+            path,
+            lambda: RayExecutor(payload, plan, path, part_metadata(record), placement.gpus_per_worker),
+            workers=placement.workers,
+        )
+
+    def run(self) -> Manifest | JacjobsError:
+        try:
+            return self._coordinator.run()
+        except JacjobsError as error:
+            return error
+
+    def progress(self) -> Progress:
+        return self._coordinator.progress()
+
+    def stop(self) -> None:
+        self._coordinator.stop()
+
+
+# -- the executor ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a reference that is waited for stands for."""
+
+    kind: str  # worker-ready | assembler-ready | compute | absorb
+    actor: str
+    block: BlockId | None = None
+    worker: str = ""
+
+
+class RayExecutor:
+    def __init__(
+        self, payload: Payload, plan: Plan, path: str, metadata: dict[str, str], gpus_per_worker: int = 0
+    ) -> None:
+        self._payload = ray.put(payload)
+        self._plan = plan.model_dump_json()
+        self._path = path
+        self._metadata = metadata
+        self._worker_options = {"num_cpus": plan.threads, "num_gpus": gpus_per_worker, "max_restarts": 0}
+        self._actors: dict[str, Any] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._data: dict[tuple[str, BlockId], Any] = {}
+        self._numbers = itertools.count()
+
+    def execute(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            match command:
+                case StartWorker():
+                    actor = ray.remote(_WorkerActor).options(
+                        **self._worker_options, scheduling_strategy="SPREAD"
+                    )
+                    self._start("worker", actor.remote(self._payload, self._plan))
+                case StartAssembler():
+                    actor = ray.remote(_AssemblerActor).options(
+                        num_cpus=0, max_restarts=0, max_concurrency=ASSEMBLER_THREADS
+                    )
+                    self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
+                case Compute(worker, block):
+                    data, result = self._actors[worker].compute.options(num_returns=2).remote(block)
+                    self._data[worker, block] = data
+                    self._calls[result] = _Call("compute", worker, block, worker)
+                case Absorb(assembler, block, worker):
+                    done = self._actors[assembler].absorb.remote(block, self._data[worker, block])
+                    self._calls[done] = _Call("absorb", assembler, block, worker)
+                case Drop(block, worker):
+                    self._data.pop((worker, block), None)
+                case Abandon(assembler, part):
+                    self._actors[assembler].abandon.remote(part)
+
+    def poll(self, timeout_seconds: float) -> Sequence[Event]:
+        waiting = list(self._calls)
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_seconds, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        return [event for ref in ready if (event := self._event(ref)) is not None]
+
+    def close(self) -> None:
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+        self._calls.clear()
+        self._data.clear()
+
+    def _start(self, kind: str, actor: Any) -> None:
+        name = f"{kind}-{next(self._numbers)}"
+        self._actors[name] = actor
+        self._calls[actor.ready.remote()] = _Call(f"{kind}-ready", name)
+
+    def _event(self, ref: Any) -> Event | None:
+        call = self._calls.pop(ref, None)
+        if call is None:  # the actor behind it was reported lost a moment ago
+            return None
+        try:
+            result = ray.get(ref, timeout=GET_TIMEOUT_SECONDS)
+        except ray.exceptions.RayActorError as error:
+            return self._lose(call, _short(error))
+        except ray.exceptions.RayError as error:
+            if call.kind == "absorb" and call.block is not None:
+                self._data.pop((call.worker, call.block), None)
+                return BlockLost(call.actor, call.block, _short(error))
+            return self._lose(call, _short(error))
+        return self._answer(call, result)
+
+    def _answer(self, call: _Call, result: Any) -> Event:
+        if call.kind == "worker-ready":
+            return WorkerJoined(call.actor)
+        if call.kind == "assembler-ready":
+            return AssemblerJoined(call.actor)
+        assert call.block is not None
+        if call.kind == "compute":
+            if isinstance(result, JacjobsError):
+                return BlockRaised(call.block, result)
+            return BlockComputed(call.actor, call.block, result)
+        if isinstance(result, JacjobsError):
+            return WriteFailed(result)
+        self._data.pop((call.worker, call.block), None)
+        return BlockAbsorbed(call.actor, call.block, result)
+
+    def _lose(self, call: _Call, cause: str) -> Event:
+        """Report the actor lost, once: whatever else was asked of it is forgotten."""
+        self._calls = {ref: other for ref, other in self._calls.items() if other.actor != call.actor}
+        ray.kill(self._actors.pop(call.actor))
+        if call.kind in ("worker-ready", "compute"):
+            self._data = {
+                key: data for key, data in self._data.items() if key[0] != call.actor or self._is_absorbing(key)
+            }
+            return WorkerLost(call.actor, cause)
+        return AssemblerLost(call.actor, cause)
+
+    def _is_absorbing(self, key: tuple[str, BlockId]) -> bool:
+        return any(c.kind == "absorb" and (c.worker, c.block) == key for c in self._calls.values())
+
+
+def _short(error: BaseException) -> str:
+    """One line of an error that Ray spreads over many: the last says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+# -- sessions and runs -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
+    """A Ray to work in: the one this process is already in, an existing cluster, or an embedded one.
+
+    Only what was started here is shut down. Raises InputError where the address leads nowhere.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if options.address == "local":
+            workers = local_workers(options)
+            # Blocks on their way, once more for those being absorbed, and room to breathe.
+            store = max(SMALLEST_STORE_BYTES, (2 * IN_FLIGHT * workers + 2) * block_bytes)
+            ray.init(
+                address="local",
+                num_cpus=workers * options.cpus_per_worker,
+                object_store_memory=store,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise InputError.about(
+            "cluster.address",
+            got=f"{options.address!r} ({_short(error)})",
+            expected="local, inline, auto, or the address of a running Ray cluster",
+            do="check the address, or start one with `ray start --head`",
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def local_workers(options: ClusterOptions) -> int:
+    """How many workers this machine gets."""
+    if options.workers != "auto":
+        return options.workers
+    if torch.cuda.is_available() and options.gpus_per_worker != 0:
+        return torch.cuda.device_count()
+    return max(1, len(os.sched_getaffinity(0)) // options.cpus_per_worker)
+
+
+class RayRun:
+    """A run whose coordinator is an actor; this process only watches."""
+
+    def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
+        place = hashlib.sha256(path.encode()).hexdigest()[:8]
+        self._coordinator = (
+            ray.remote(_CoordinatorActor)
+            .options(num_cpus=0, max_restarts=0, max_concurrency=4, name=f"jacjobs-{record.run}-{place}")
+            .remote(record, path, payload, placement)
+        )
+        self._result = self._coordinator.run.remote()
+
+    def result(self) -> Manifest:
+        """Wait for the end. Raises what `Coordinator.run` raises."""
+        while not ray.wait([self._result], timeout=0.2)[0]:
+            pass
+        try:
+            result: Manifest | JacjobsError = ray.get(self._result, timeout=GET_TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            raise WorkersError(f"the coordinator died ({_short(error)}); `jacjobs resume` goes on") from None
+        finally:
+            ray.kill(self._coordinator)
+        if isinstance(result, JacjobsError):
+            raise result
+        return result
+
+    def progress(self) -> Progress | None:
+        """None while the coordinator does not answer: before it is up, and after it is gone."""
+        try:
+            progress: Progress = ray.get(self._coordinator.progress.remote(), timeout=5.0)
+        except ray.exceptions.RayError:
+            return None
+        return progress
+
+    def stop(self) -> None:
+        self._coordinator.stop.remote()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How many workers, and what each asks for."""
+
+    workers: int
+    gpus_per_worker: int
+
+
+def place(options: ClusterOptions) -> Placement:
+    """Fit the workers to the cluster this process is connected to; refuse what it does not have."""
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    each = int(gpus > 0) if options.gpus_per_worker == "auto" else options.gpus_per_worker
+    fit = cpus // options.cpus_per_worker
+    if each:
+        fit = min(fit, gpus // each)
+    workers = fit if options.workers == "auto" else options.workers
+    if workers < 1 or workers > fit:
+        raise InputError.about(
+            "cluster.workers",
+            got=f"{options.workers} (with {options.cpus_per_worker} CPUs and {each} GPUs each)",
+            expected=f"at most {fit}: the cluster has {cpus} CPUs and {gpus} GPUs",
+            do="ask for fewer workers or smaller ones",
+        )
+    return Placement(workers, each)

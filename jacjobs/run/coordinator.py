@@ -1,0 +1,153 @@
+"""The coordinator's shell: feeds the ledger with events and carries its commands to an executor.
+
+The same loop runs for every executor. It owns the lock, the manifest and the clock; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from jacjobs.planning.planner import Plan
+from jacjobs.run.executor import Executor
+from jacjobs.run.ledger import Command, Ledger, State, StopRequested
+from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.lock import RunLock
+from jacjobs.store.reader import visible_parts
+from jacjobs.store.schema import part_name
+from jacjobs.store.writer import describe
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 30.0
+"""After a request to stop: how long blocks on their way may take before they are dropped."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. Counts are of this attempt: what an earlier one committed is not counted again."""
+
+    state: State
+    blocks_done: int
+    blocks_total: int
+    entries_done: int
+    entries_total: int
+    workers: int
+    seconds: float
+    nonfinite: int
+
+
+class Coordinator:
+    """Carries one run out. `run` blocks; `progress` and `stop` may be called from other threads."""
+
+    def __init__(
+        self,
+        record: RunRecord,
+        path: str,
+        executor: Callable[[], Executor],
+        workers: int,
+        assemblers: int = 1,
+    ) -> None:
+        self._record = record
+        self._plan = Plan.model_validate(record.plan)
+        self._folder = RunFolder(path)
+        self._make_executor = executor
+        self._workers = workers
+        self._assemblers = assemblers
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._entries_total = 0
+        self._ledger: Ledger | None = None
+
+    def run(self) -> Manifest:
+        """Compute what is missing, then write the manifest.
+
+        Raises FunctionError, IncompleteError, StoppedError, WorkersError or StoreError; parts that were
+        committed stay in every case.
+        """
+        lock = RunLock(self._folder.private)
+        lock.acquire()
+        try:
+            self._folder.clear_scratch()
+            ledger = self._ledger = self._new_ledger()
+            commands = ledger.start(self._workers, self._assemblers)
+            if not ledger.finished:
+                self._drive(ledger, commands, lock)
+            if ledger.error is not None:
+                raise ledger.error
+            manifest = self._manifest(ledger)
+            self._folder.write_manifest(manifest)
+            return manifest
+        finally:
+            lock.release()
+
+    def progress(self) -> Progress:
+        ledger = self._ledger
+        if ledger is None:
+            return Progress("running", 0, 0, 0, 0, 0, 0.0, 0)
+        return Progress(
+            state=ledger.state,
+            blocks_done=ledger.blocks_done,
+            blocks_total=ledger.blocks_total,
+            entries_done=ledger.entries_done,
+            entries_total=self._entries_total,
+            workers=ledger.workers,
+            seconds=time.monotonic() - self._started,
+            nonfinite=sum(list(ledger.nonfinite.values())),
+        )
+
+    def stop(self) -> None:
+        """Hand out no more blocks; end when those on their way are done or the grace period is over."""
+        self._stop.set()
+
+    def _new_ledger(self) -> Ledger:
+        tiling = self._plan.tiling
+        there = set(visible_parts(self._folder, self._record.run))
+        missing = [i for i in range(tiling.parts) if part_name(tiling.part(i)) not in there]
+        self._entries_total = sum(tiling.part(i).entries for i in missing)
+        return Ledger(tiling, missing, sum(tiling.blocks_in(i) for i in missing))
+
+    def _drive(self, ledger: Ledger, commands: list[Command], lock: RunLock) -> None:
+        executor = self._make_executor()
+        give_up = float("inf")
+        try:
+            executor.execute(commands)
+            while not ledger.finished and time.monotonic() < give_up:
+                lock.beat()
+                for event in executor.poll(POLL_SECONDS):
+                    executor.execute(ledger.handle(event))
+                if self._stop.is_set() and ledger.state == "running":
+                    executor.execute(ledger.handle(StopRequested()))
+                    give_up = time.monotonic() + GRACE_SECONDS
+            ledger.give_up_waiting()
+        finally:
+            executor.close()
+            self._folder.clear_scratch()
+
+    def _manifest(self, ledger: Ledger) -> Manifest:
+        made = {record.name: record for record in ledger.committed}
+        names = [part_name(self._plan.tiling.part(i)) for i in range(self._plan.tiling.parts)]
+        return Manifest(
+            run=self._record.run,
+            name=self._record.name,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            shape=self._plan.shape,
+            strategy=self._plan.strategy,
+            chunk=self._plan.chunk,
+            compression=self._plan.compression,
+            versions=self._record.versions,
+            timings={"seconds": round(time.monotonic() - self._started, 3)},
+            parts=tuple(made.get(name) or describe(self._folder.path / name, name) for name in names),
+        )
+
+
+def part_metadata(record: RunRecord) -> dict[str, str]:
+    """What every part says of itself, besides its rectangle and dtype."""
+    return {
+        "format": str(record.format),
+        "run": record.run,
+        "strategy": str(record.plan["strategy"]),
+        "torch": record.versions["torch"],
+    }
