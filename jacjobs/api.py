@@ -121,7 +121,7 @@ def resume(path: str | Path, *, address: str | None = None) -> Run:
     return submit_job(job_from_spec(spec, Path(record.job["folder"])))
 
 
-def open(path: str | Path) -> JacobianDataset:  # noqa: A001 - jacjobs.open is the public name
+def open(path: str | Path) -> JacobianDataset:
     """The dataset at `path`; see `JacobianDataset`."""
     return open_run(path)
 
@@ -226,7 +226,7 @@ def _begin(job: Job, folder: RunFolder, record: RunRecord, *, new: bool) -> Run:
 
     def on_ray() -> _Running:
         placement = place(job.cluster)
-        payload = Payload.pack(job.problem, job.modules, str(job.folder) if job.folder else None)
+        payload = Payload.pack(job.problem, job.modules)
         create()
         return RayRun(record, str(folder.path), payload, placement)
 

@@ -100,7 +100,7 @@ class _Walk:
     def _add_tensor(self, tensor: torch.Tensor) -> None:
         self._mark(f"{tensor.dtype} {tuple(tensor.shape)}")
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self.hash.update(flat.view(torch.uint8).numpy())
+        self.hash.update(flat.view(torch.uint8).numpy().data)
 
     def _add_function(self, function: types.FunctionType) -> None:
         self._mark(function.__qualname__)

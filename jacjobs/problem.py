@@ -247,7 +247,10 @@ class Problem:
                 )
         if sum(self.input_sizes) == 0:
             raise InputError.about(
-                "differentiated inputs", got="no elements (n = 0)", expected="at least one", do="check argnums"
+                "differentiated inputs",
+                got="no elements (n = 0)",
+                expected="at least one",
+                do="check argnums",
             )
 
 

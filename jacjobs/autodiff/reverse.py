@@ -113,9 +113,7 @@ class VjpVmap(Strategy):
                 [g.reshape(1, last - first, -1) for g in gradients],
             )
 
-    def _stacked(
-        self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker
-    ) -> Chunk:
+    def _stacked(self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker) -> Chunk:
         """Every point has inputs of its own, so one ordinary graph over the batch serves them all."""
         leaves, inputs = _watched(problem.at_points(start, stop), problem.wanted)
         outputs = problem.call_batch(leaves, problem.carried)
@@ -131,10 +129,8 @@ class VjpVmap(Strategy):
             [g.reshape(block.rows, stop - start, -1).transpose(0, 1) for g in gradients],
         )
 
-    def _nested(
-        self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker
-    ) -> Chunk:
-        """Inputs that points share (parameters): one forward pass shares them, the backward keeps points apart."""
+    def _nested(self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker) -> Chunk:
+        """Inputs that points share (parameters): the forward pass shares them, the backward does not."""
         leaves = problem.at_points(start, stop)
         seed = _make(seeds, block.row_start, block.row_stop, [leaves[index] for index in problem.wanted])
 
@@ -145,7 +141,7 @@ class VjpVmap(Strategy):
                     full[index] = leaf
                 return problem.call_one(full)
 
-            outputs, vjp = torch.func.vjp(of_wanted, *[point[index] for index in problem.wanted])
+            outputs, vjp = torch.func.vjp(of_wanted, *[point[index] for index in problem.wanted])[:2]
             return list(torch.func.vmap(vjp)(_split(seed, outputs)))
 
         in_dims = tuple(0 if c else None for c in problem.carried)
@@ -171,9 +167,9 @@ def _make(seeds: SeedMaker, start: int, stop: int, like: Sequence[Tensor]) -> Te
 
 def _split(seed: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
     """Seeds (..., m) as one cotangent an output leaf: (..., *shape of the leaf), in the leaf's dtype."""
-    parts = seed.split([output.numel() for output in outputs], dim=-1)
+    parts = torch.split(seed, [output.numel() for output in outputs], dim=-1)
     return [
-        part.reshape(*seed.shape[:-1], *output.shape).to(output.dtype)
+        part.reshape((*seed.shape[:-1], *output.shape)).to(output.dtype)
         for part, output in zip(parts, outputs, strict=True)
     ]
 

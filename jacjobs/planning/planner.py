@@ -27,9 +27,9 @@ class Candidate(BaseModel):
 
 
 class Plan(BaseModel):
-    """Everything that decides what is written, frozen when the run begins: a resumed run gives the same bytes.
+    """Everything that decides what is written, frozen when the run begins: resumed, it gives the same bytes.
 
-    threads:         torch's threads in each worker. Part of the plan, since sums depend on how they are split.
+    threads:         torch's threads in each worker: how a sum is split shows in its last bits.
     row_group_rows:  records in each Parquet row group.
     """
 

@@ -40,9 +40,9 @@ class Assembler:
         """
         part = self._part(block.part)
         with part.lock:
-            if block.index != part.next:
+            if block.position != part.next:
                 # A copy: the caller's memory (the object store's) must not be held for an unknown time.
-                part.early[block.index] = np.array(values)
+                part.early[block.position] = np.array(values)
                 return None
             try:
                 self._write(block, part, values)

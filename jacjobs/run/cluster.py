@@ -60,20 +60,20 @@ SMALLEST_STORE_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Payload:
-    """A problem on its way to workers: pickled by value, with the folders its own modules live in."""
+    """A problem on its way to workers, with the folders in which this process finds its modules."""
 
     problem: bytes
-    search_path: tuple[str, ...] = ()
+    search_path: tuple[str, ...]
 
     @classmethod
-    def pack(cls, problem: Problem, modules: Sequence[ModuleType] = (), folder: str | None = None) -> Payload:
-        """`modules` are those that workers could not import by name: a file beside a job file."""
+    def pack(cls, problem: Problem, modules: Sequence[ModuleType] = ()) -> Payload:
+        """`modules` travel by value: no name finds them, such as the file beside a job file."""
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
-        return cls(cloudpickle.dumps(problem), (folder,) if folder else ())
+        return cls(cloudpickle.dumps(problem), tuple(os.path.realpath(folder) for folder in sys.path))
 
     def unpack(self) -> Problem:
-        sys.path[:0] = [folder for folder in self.search_path if folder not in sys.path]
+        sys.path += [folder for folder in self.search_path if folder not in sys.path]
         problem: Problem = cloudpickle.loads(self.problem)
         return problem
 
@@ -248,7 +248,9 @@ class RayExecutor:
         ray.kill(self._actors.pop(call.actor))
         if call.kind in ("worker-ready", "compute"):
             self._data = {
-                key: data for key, data in self._data.items() if key[0] != call.actor or self._is_absorbing(key)
+                key: data
+                for key, data in self._data.items()
+                if key[0] != call.actor or self._is_absorbing(key)
             }
             return WorkerLost(call.actor, cause)
         return AssemblerLost(call.actor, cause)

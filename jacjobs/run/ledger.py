@@ -34,7 +34,7 @@ STOPPED = "stopped on request; what was committed stays, and `jacjobs resume` go
 
 class BlockId(NamedTuple):
     part: int
-    index: int
+    position: int
 
 
 # -- events: what happened ---------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class Ledger:
         if not self._pending:
             self.state = "complete"
             return []
-        return [StartAssembler()] * assemblers + [StartWorker()] * workers
+        return [*([StartAssembler()] * assemblers), *([StartWorker()] * workers)]
 
     def handle(self, event: Event) -> list[Command]:
         if self.finished:
@@ -301,7 +301,7 @@ class Ledger:
                 if part is None:
                     continue
                 block = BlockId(part, self._open[part].take())
-                self._open[part].computing[block.index] = name
+                self._open[part].computing[block.position] = name
                 self._note_work(part)
                 self._give(name, block)
                 commands.append(Compute(name, block))
@@ -343,25 +343,25 @@ class Ledger:
 
     def _take_in(self, worker: str, block: BlockId) -> list[Command]:
         part = self._open.get(block.part)
-        if part is None or part.computing.get(block.index) != worker:
+        if part is None or part.computing.get(block.position) != worker:
             # Its part was given up, or the block was handed to somebody else in the meantime.
             self._release(worker, block)
             return [Drop(block, worker)]
-        del part.computing[block.index]
+        del part.computing[block.position]
         self._workers[worker].blocks[block] = "absorbing"
         if part.assembler is None:
-            part.held[block.index] = worker
+            part.held[block.position] = worker
             return []
-        part.absorbing[block.index] = worker
+        part.absorbing[block.position] = worker
         return [Absorb(part.assembler, block, worker)]
 
     def _absorbed(self, event: BlockAbsorbed) -> None:
         block = event.block
         part = self._open.get(block.part)
-        if part is None or part.assembler != event.assembler or block.index not in part.absorbing:
+        if part is None or part.assembler != event.assembler or block.position not in part.absorbing:
             return
-        self._release(part.absorbing.pop(block.index), block)
-        part.absorbed.add(block.index)
+        self._release(part.absorbing.pop(block.position), block)
+        part.absorbed.add(block.position)
         self.blocks_done += 1
         self.entries_done += self._tiling.block(*block).entries
         self._losses_in_a_row = 0
@@ -385,8 +385,8 @@ class Ledger:
             computing = [block for block, what in worker.blocks.items() if what == "computing"]
             for block in computing:
                 part = self._open.get(block.part)
-                if part is not None and part.computing.get(block.index) == name:
-                    del part.computing[block.index]
+                if part is not None and part.computing.get(block.position) == name:
+                    del part.computing[block.position]
                     self._again(block)
             if computing:  # blocks are computed in order: the first was on the machine when the worker died
                 commands += self._blame(computing[0], cause)
@@ -411,9 +411,9 @@ class Ledger:
 
     def _lose_block(self, assembler: str, block: BlockId, cause: str) -> list[Command]:
         part = self._open.get(block.part)
-        if part is None or part.assembler != assembler or block.index not in part.absorbing:
+        if part is None or part.assembler != assembler or block.position not in part.absorbing:
             return []
-        self._release(part.absorbing.pop(block.index), block)
+        self._release(part.absorbing.pop(block.position), block)
         self._again(block)
         return self._blame(block, cause)
 
@@ -444,7 +444,7 @@ class Ledger:
         return [command]
 
     def _again(self, block: BlockId) -> None:
-        heapq.heappush(self._open[block.part].again, block.index)
+        heapq.heappush(self._open[block.part].again, block.position)
         self._note_work(block.part)
 
     def _blame(self, block: BlockId, cause: str) -> list[Command]:

@@ -1,11 +1,11 @@
 """A run's folder: where everything is, and what is there.
 
-    RUN/
-      part-….parquet            complete as soon as it is visible
-      _jacjobs/plan.json        the plan and the job, enough to resume
-      _jacjobs/manifest.json    written last
-      _jacjobs/lock.json        who is writing, as long as somebody is
-      _jacjobs/scratch/         files on their way; left-overs of a crash go when the next writer comes
+RUN/
+  part-….parquet            complete as soon as it is visible
+  _jacjobs/plan.json        the plan and the job, enough to resume
+  _jacjobs/manifest.json    written last
+  _jacjobs/lock.json        who is writing, as long as somebody is
+  _jacjobs/scratch/         files on their way; left-overs of a crash go when the next writer comes
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from jacjobs.shape import JacobianShape, Rectangle
 from jacjobs.store.commit import flush_folder, storing, write_text
 from jacjobs.store.schema import FORMAT, part_rectangle
 from jacjobs.store.writer import PartRecord
-
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

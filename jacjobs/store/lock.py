@@ -80,7 +80,7 @@ class RunLock:
         if holder is None:  # created, but not written yet: its writer may be on its way
             return age > PATIENCE_SECONDS / 3
         if holder.get("host") == self._holder["host"]:
-            return not _alive(int(holder["pid"])) or age > STALE_SECONDS
+            return not _alive(int(str(holder["pid"]))) or age > STALE_SECONDS
         return age > STALE_SECONDS
 
     def _read(self) -> dict[str, object] | None:

@@ -120,6 +120,48 @@ class JacobianDataset:
             format="parquet",
         )
 
+    def summary(self) -> dict[str, Any]:
+        """What `jacjobs show` says, as plain data. Reads J a batch at a time: memory stays bounded."""
+        record = self.record
+        names = self._folder.part_names()
+        content: dict[str, Any] = {
+            "name": record.name,
+            "path": str(self.path),
+            "state": "complete" if self.complete else "incomplete",
+            "shape": list(self.shape),
+            "dtype": record.shape.dtype,
+            "outputs": [segment.model_dump(mode="json") for segment in self.outputs],
+            "inputs": [segment.model_dump(mode="json") for segment in self.inputs],
+            "strategy": record.plan["strategy"],
+            "chunk": record.plan["chunk"],
+            "compression": record.plan["compression"],
+            "torch": record.versions["torch"],
+            "parts": len(names),
+            "bytes": sum((self.path / name).stat().st_size for name in names),
+        }
+        return {**content, **self._extremes()}
+
+    def _extremes(self) -> dict[str, float]:
+        entries, zeros, squares, low, high = 0, 0, 0.0, np.inf, -np.inf
+        for part in self._folder.part_rectangles():
+            with pq.ParquetFile(self.path / part_name(part), memory_map=True) as file:
+                for group in range(file.metadata.num_row_groups):
+                    column = file.read_row_group(group, columns=["values"]).column("values")
+                    values = column.combine_chunks().flatten().to_numpy()
+                    entries += len(values)
+                    zeros += len(values) - int(np.count_nonzero(values))
+                    squares += float(np.einsum("i,i->", values, values, dtype=np.float64))
+                    low, high = min(low, float(values.min())), max(high, float(values.max()))
+        if not entries:
+            return {"entries": 0}
+        return {
+            "entries": entries,
+            "norm": float(np.sqrt(squares)),
+            "min": low,
+            "max": high,
+            "zeros": zeros / entries,
+        }
+
     def _fill(self, out: NDArray[Any], start: int) -> None:
         """Read records `start…` into the rows of `out`; record point · m + row holds that row."""
         stop = start + len(out)
@@ -137,7 +179,7 @@ class JacobianDataset:
                 f"finish it with `jacjobs resume {self.path}`"
             )
         with ThreadPoolExecutor(READ_THREADS) as threads:
-            for _ in threads.map(lambda pair: self._fill_from(*pair, out, start), overlaps):
+            for _ in threads.map(lambda pair: self._fill_from(pair[0], pair[1], out, start), overlaps):
                 pass
 
     def _fill_from(self, part: Rectangle, first: int, out: NDArray[Any], start: int) -> None:

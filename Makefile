@@ -1,0 +1,30 @@
+# Each target works alone and first, on a machine with Python 3.11 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint clean
+
+# Runs the main job on real handwritten digits, in a fresh place, and shows what it left.
+demo: $(READY)
+	rm -rf runs/demo
+	$(BIN)/jacjobs plan jobs/digits.yaml
+	$(BIN)/jacjobs submit jobs/digits.yaml --out runs/demo
+	$(BIN)/jacjobs show runs/demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[jobs,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache

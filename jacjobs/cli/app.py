@@ -1,0 +1,145 @@
+"""`jacjobs`: the commands. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jacjobs.cli import render
+from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError
+
+if TYPE_CHECKING:
+    from jacjobs.api import Job, Run
+
+app = typer.Typer(
+    name="jacjobs",
+    help="Large Jacobians as batch jobs: torch in, Parquet out, within the memory there is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file.")
+]
+Out = Annotated[str | None, typer.Option(metavar="PATH", help="Where the dataset goes (output.path).")]
+Address = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="local, inline, auto, HOST:PORT or ray://… .")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command()
+def submit(job: JobFile, overrides: Set = None, out: Out = None, address: Address = None) -> None:
+    """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest."""
+    from jacjobs.api import submit_job
+
+    _follow(submit_job(_job(job, overrides, out, address)))
+
+
+@app.command()
+def plan(
+    job: JobFile, overrides: Set = None, out: Out = None, address: Address = None, as_json: AsJson = False
+) -> None:
+    """Show what a job would do: size of J, strategy, chunk, blocks, parts. Starts and writes nothing."""
+    from jacjobs.api import plan_job
+
+    made = plan_job(_job(job, overrides, out, address))
+    if as_json:
+        _print_json(made.model_dump(mode="json"))
+    else:
+        render.plan(made)
+
+
+@app.command()
+def resume(run: RunPath, address: Address = None) -> None:
+    """Finish a run that was interrupted, with the plan that it began with."""
+    from jacjobs.api import resume as resume_run
+
+    _follow(resume_run(run, address=address))
+
+
+@app.command()
+def show(run: RunPath, as_json: AsJson = False) -> None:
+    """Show what a run holds: shape, segments, norm and extremes."""
+    from jacjobs.store.reader import open_run
+
+    summary = open_run(run).summary()
+    if as_json:
+        _print_json(summary)
+    else:
+        render.summary(summary)
+
+
+def main() -> None:
+    """The entry point: runs a command, and turns each of our errors into a sentence and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except JacjobsError as error:
+        if isinstance(error, FunctionError) and error.user_traceback:
+            render.error(error.user_traceback)
+        render.error(f"jacjobs: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(StoppedError.exit_code)
+
+
+def _job(path: Path, overrides: list[str] | None, out: str | None, address: str | None) -> Job:
+    from jacjobs.jobspec import read_job
+
+    settings = list(overrides or [])
+    settings += [f"output.path={json.dumps(out)}"] if out is not None else []
+    settings += [f"cluster.address={json.dumps(address)}"] if address is not None else []
+    spec = read_job(path, settings)
+    if spec.cluster.address.startswith(("http://", "https://")):
+        raise InputError.about(
+            "cluster.address",
+            got=spec.cluster.address,
+            expected="local, inline, auto, HOST:PORT or ray://…",
+            do="submitting through the Ray Jobs API is not there yet",
+        )
+    from jacjobs.api import job_from_spec
+
+    return job_from_spec(spec, path.absolute().parent)
+
+
+def _follow(run: Run) -> None:
+    """Watch a run to its end. A first Ctrl-C or SIGTERM asks it to stop, a second leaves at once."""
+    render.plan_line(run.plan, run.path)
+    with _stopping(run), render.watching(run):
+        manifest = run.wait()
+    render.finished(run.path, manifest)
+
+
+@contextmanager
+def _stopping(run: Run) -> Iterator[None]:
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        render.note("stopping: no new blocks; once more to leave at once")
+        run.stop()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2))

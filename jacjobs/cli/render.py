@@ -1,0 +1,159 @@
+"""What the commands print: tables for people, a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from jacjobs.api import Run
+    from jacjobs.planning.planner import Plan
+    from jacjobs.run.coordinator import Progress as RunProgress
+    from jacjobs.store.folder import Manifest
+
+LINE_SECONDS = 5.0
+"""How often a log line appears where there is no terminal."""
+REFRESH_SECONDS = 0.2
+SEGMENTS_SHOWN = 20
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+def error(text: str) -> None:
+    _err.print(text, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    _out.print(text, markup=False, soft_wrap=True)
+
+
+def plan(made: Plan) -> None:
+    tiling = made.tiling
+    block, part = tiling.block(0, 0), tiling.part(0)
+    item = made.shape.item_bytes
+    table = _table()
+    table.add_row("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}")
+    table.add_row("strategy", f"{made.strategy}, chunks of {made.chunk:,} products")
+    table.add_row("blocks", f"{tiling.blocks:,} of up to {size(block.entries * item)}")
+    table.add_row("parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {made.compression}")
+    for candidate in made.candidates:
+        table.add_row(f"  {candidate.strategy}", candidate.reason or "works")
+    _out.print(table)
+
+
+def plan_line(made: Plan, path: Path) -> None:
+    tiling = made.tiling
+    note(
+        f"J is {made.shape}, {size(made.shape.total_bytes)}: {made.strategy}, chunks of {made.chunk:,}, "
+        f"{tiling.blocks:,} blocks, {tiling.parts:,} parts → {path}"
+    )
+
+
+def finished(path: Path, manifest: Manifest) -> None:
+    written = sum(part.bytes for part in manifest.parts)
+    note(
+        f"complete: {len(manifest.parts):,} parts, {size(written)} in {path} "
+        f"({manifest.timings['seconds']:.1f} s)"
+    )
+
+
+def summary(content: dict[str, Any]) -> None:
+    table = _table()
+    points, rows, columns = content["shape"]
+    table.add_row("run", f"{content['name']}, {content['state']}, {content['path']}")
+    table.add_row("J", f"{points:,} × {rows:,} × {columns:,} {content['dtype']} (points × rows × columns)")
+    table.add_row(
+        "made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"
+    )
+    table.add_row(
+        "on disk", f"{content['parts']:,} parts, {size(content['bytes'])}, {content['compression']}"
+    )
+    for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
+        for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
+            shape = tuple(segment["shape"])
+            text = f"{segment['name']} {segment['start']:,}:{segment['stop']:,}, shape {shape}"
+            table.add_row(title if index == 0 else "", text)
+        if len(segments) > SEGMENTS_SHOWN:
+            table.add_row("", f"… and {len(segments) - SEGMENTS_SHOWN:,} more")
+    if content["entries"]:
+        table.add_row("Frobenius norm", f"{content['norm']:.6g}")
+        table.add_row("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero")
+    _out.print(table)
+
+
+@contextmanager
+def watching(run: Run) -> Iterator[None]:
+    """Show progress until the block ends: a bar on a terminal, else a line every few seconds."""
+    over = threading.Event()
+    watch = _bar if _out.is_terminal else _lines
+    thread = threading.Thread(target=watch, args=(run, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=10)
+
+
+def _bar(run: Run, over: threading.Event) -> None:
+    columns = (
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} blocks"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=_out) as bar:
+        task = bar.add_task("", total=1, rate="starting")
+        while not over.wait(REFRESH_SECONDS):
+            now = run.progress()
+            if now is not None and now.blocks_total:
+                bar.update(task, completed=now.blocks_done, total=now.blocks_total, rate=rate(now, run.plan))
+
+
+def _lines(run: Run, over: threading.Event) -> None:
+    told = time.monotonic()
+    while not over.wait(REFRESH_SECONDS):
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            now = run.progress()
+            if now is not None:
+                note(f"{now.blocks_done:,}/{now.blocks_total:,} blocks, {rate(now, run.plan)}")
+
+
+def rate(now: RunProgress, plan: Plan) -> str:
+    """Rows a second, bytes a second, and how long the rest will take at that rate."""
+    trouble = f", {now.nonfinite:,} entries are NaN or infinite" if now.nonfinite else ""
+    if not now.entries_done or not now.seconds:
+        return f"{now.workers} workers, starting{trouble}"
+    entries = now.entries_done / now.seconds
+    left = math.ceil((now.entries_total - now.entries_done) / entries)
+    return (
+        f"{entries / plan.shape.columns:,.0f} rows/s, {size(entries * plan.shape.item_bytes)}/s, "
+        f"{now.workers} workers, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{trouble}"
+    )
+
+
+def size(count: float) -> str:
+    """Bytes for people: 292.1 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def _table() -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table

@@ -1,0 +1,89 @@
+"""The main job on real input: every strategy, chunk and number of workers against float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from torch.func import functional_call, jacrev, vmap
+
+import jacjobs
+from jacjobs.api import Job, job_from_spec, submit_job
+from jacjobs.jobspec import read_job
+from tests.conftest import JOBS
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+WHOLE = 17970
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    path = JOBS / "digits.yaml"
+    return job_from_spec(read_job(path, []), path.parent)
+
+
+@pytest.fixture(scope="module")
+def oracle(job: Job) -> np.ndarray:
+    """vmap(jacrev) in float64, of the same weights."""
+    import sys
+
+    module = sys.modules["jacjobs_job_digits"]
+    images, network = module.load(None)
+    weights = {name: w.double() for name, w in network.named_parameters()}
+
+    def logits(image: torch.Tensor) -> torch.Tensor:
+        return functional_call(network, weights, (image[None, None],))[0]
+
+    return vmap(jacrev(logits))(images.double()).flatten(2).numpy()
+
+
+def parts(path: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in path.glob("part-*.parquet")}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "chunk"),
+    [("vjp/loop", 1), *((s, c) for s in ("vjp/repeat", "vjp/vmap") for c in (1, 7, 64, WHOLE))],
+)
+def test_equals_float64_and_does_not_depend_on_workers(
+    job: Job, oracle: np.ndarray, strategy: str, chunk: int, tmp_path: Path
+) -> None:
+    for workers in (1, 2):
+        options = {"strategy": strategy, "chunk": chunk, "workers": workers}
+        J = jacjobs.submit(job.problem, tmp_path / str(workers), **options).result()  # type: ignore[arg-type]
+        error = np.abs(J.to_numpy() - oracle).max() / np.abs(oracle).max()
+        assert error < 32 * np.finfo(np.float32).eps, error
+    assert parts(tmp_path / "1") == parts(tmp_path / "2")
+
+
+def test_other_readers_find_the_documented_columns(job: Job, oracle: np.ndarray, tmp_path: Path) -> None:
+    path = submit_job(job_at(job, tmp_path / "run")).result().path
+    glob = f"{path}/part-*.parquet"
+    part = next(path.glob("part-*.parquet"))
+    columns = ["point", "row", "start", "values"]
+
+    frame = pd.read_parquet(part)
+    assert list(frame.columns) == columns
+    np.testing.assert_allclose(frame["values"].iloc[12], oracle[1, 2], rtol=1e-3, atol=1e-4)
+
+    lazy = pl.scan_parquet(glob).filter(pl.col("point") == 7, pl.col("row") == 3).collect()
+    assert lazy.columns == columns
+    assert lazy.schema["values"] == pl.Array(pl.Float32, 64)
+    np.testing.assert_allclose(lazy["values"][0].to_numpy(), oracle[7, 3], rtol=1e-3, atol=1e-4)
+
+    query = f"SELECT row, values[1] FROM '{glob}' WHERE point = 7 ORDER BY row"
+    np.testing.assert_allclose(
+        [v for _, v in duckdb.sql(query).fetchall()], oracle[7, :, 0], rtol=1e-3, atol=1e-4
+    )
+
+
+def job_at(job: Job, path: Path) -> Job:
+    import dataclasses
+
+    output = job.output.model_copy(update={"path": str(path)})
+    return dataclasses.replace(job, output=output)

@@ -1,0 +1,56 @@
+"""Every entry of J belongs to exactly one block of one part, for any shape."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jacjobs.planning import geometry
+from jacjobs.planning.geometry import Tiling, tile
+from jacjobs.shape import JacobianShape
+
+
+def shape_of(points: int, rows: int, columns: int) -> JacobianShape:
+    return JacobianShape(points=points, rows=rows, columns=columns, dtype="float32", outputs=(), inputs=())
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(1, 6), st.data())
+def test_blocks_cover_every_entry_once_and_in_order(points, rows, bp, br, data) -> None:  # type: ignore[no-untyped-def]
+    whole_rows = data.draw(st.booleans())
+    pp = bp * data.draw(st.integers(1, 3)) if whole_rows else 1
+    tiling = Tiling(
+        points=points,
+        rows=rows,
+        columns=2,
+        part_points=pp,
+        part_rows=rows if whole_rows else br * data.draw(st.integers(1, 3)),
+        block_points=bp if whole_rows else 1,
+        block_rows=rows if whole_rows else br,
+    )
+    order = []
+    for part in range(tiling.parts):
+        for index in range(tiling.blocks_in(part)):
+            b = tiling.block(part, index)
+            order += [
+                (p, r) for p in range(b.point_start, b.point_stop) for r in range(b.row_start, b.row_stop)
+            ]
+    assert order == [(p, r) for p in range(points) for r in range(rows)]
+    assert tiling.blocks == sum(tiling.blocks_in(part) for part in range(tiling.parts))
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 10**6), st.integers(1, 10**4))
+def test_blocks_are_bounded_and_hold_whole_chunks(points, rows, columns, chunk) -> None:  # type: ignore[no-untyped-def]
+    shape = shape_of(points, rows, columns)
+    tiling = tile(shape, chunk)
+    block, part = tiling.block(0, 0), tiling.part(0)
+    a_chunk = max(chunk, rows) if chunk >= rows else chunk
+    assert block.entries * 4 <= max(geometry.BLOCK_BYTES, a_chunk * shape.row_bytes)
+    assert part.entries * 4 <= max(geometry.PART_BYTES, block.entries * 4)
+    assert block.points * block.rows >= min(chunk, points * rows if block.rows == rows else rows) // 2
+
+
+def test_ten_terabytes_are_planned_in_no_time() -> None:
+    tiling = tile(shape_of(10**6, 1000, 2500), 100)
+    assert tiling.blocks > 100_000
+    assert np.prod(tiling.block(tiling.parts - 1, 0)[1::2]) > 0

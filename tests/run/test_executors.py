@@ -1,0 +1,145 @@
+"""One contract for both executors: the same bytes, the same errors, the same stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.func import jacrev, vmap
+
+import jacjobs
+from jacjobs.errors import FunctionError, InputError, NonFiniteError, RunDiffersError, WorkersError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+X = torch.linspace(-1, 1, 60_000, dtype=torch.float64).reshape(6000, 10)
+W = torch.linspace(0, 1, 70, dtype=torch.float64).reshape(7, 10)
+
+
+def fn(x: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(W @ x) * x.sum()
+
+
+def options(address: str) -> dict[str, Any]:
+    return {"address": address, **({} if address == "inline" else {"workers": 2})}
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {part.name: part.read_bytes() for part in path.glob("part-*.parquet")}
+
+
+@pytest.fixture(params=["inline", "local"])
+def address(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_equals_jacrev_and_the_other_executor(address: str, tmp_path: Path) -> None:
+    problem = jacjobs.Problem(fn, (X,), in_dims=0)
+    J = jacjobs.submit(problem, tmp_path / "a", **options(address)).result()
+    np.testing.assert_allclose(J.to_numpy(), vmap(jacrev(fn))(X).numpy(), rtol=1e-12, atol=1e-14)
+    jacjobs.submit(problem, tmp_path / "b", address="inline").wait()
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert J.manifest is not None
+    assert {p.name for p in J.manifest.parts} == set(contents(tmp_path / "a"))
+    assert not list((tmp_path / "a" / "_jacjobs" / "scratch").iterdir())
+    assert not (tmp_path / "a" / "_jacjobs" / "lock.json").exists()
+
+
+def test_a_large_matrix_is_cut_into_rows(address: str, tmp_path: Path) -> None:
+    A = torch.randn(2000, 500)
+    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(500),))
+    run = jacjobs.submit(problem, tmp_path / "a", chunk=100, **options(address))
+    assert run.plan.tiling.blocks > 2
+    J = run.result()
+    want = jacrev(problem.fn)(problem.leaves[0]).numpy()
+    np.testing.assert_allclose(J[0], want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_users_error_comes_with_their_traceback(address: str, tmp_path: Path) -> None:
+    def picky(x: torch.Tensor) -> torch.Tensor:
+        if x[0] > 0.5:
+            raise ZeroDivisionError("not this point")
+        return x * 2
+
+    problem = jacjobs.Problem(picky, (X,), in_dims=0)
+    with pytest.raises(FunctionError, match="ZeroDivisionError: not this point") as caught:
+        jacjobs.submit(problem, tmp_path / "a", strategy="vjp/loop", **options(address)).wait()
+    assert "points" in str(caught.value)
+    assert "picky" in caught.value.user_traceback.splitlines()[1]
+
+
+def test_nan_is_an_error_unless_allowed(address: str, tmp_path: Path) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = 0
+    problem = jacjobs.Problem(torch.sqrt, (x,), in_dims=0)
+    with pytest.raises(NonFiniteError, match="4 entries .* point 1, row 0, column 2"):
+        jacjobs.submit(problem, tmp_path / "a", **options(address)).wait()
+    J = jacjobs.submit(problem, tmp_path / "b", nonfinite="allow", **options(address)).result()
+    assert np.isinf(J[1][2, 2])
+
+
+def test_resume_computes_only_what_is_missing(address: str, tmp_path: Path) -> None:
+    A = torch.randn(3000, 6000)
+    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(6000),))
+    jacjobs.submit(problem, tmp_path / "a", **options(address)).wait()
+    before = contents(tmp_path / "a")
+    assert len(before) > 1
+    (tmp_path / "a" / "_jacjobs" / "manifest.json").unlink()
+    lost = sorted(before)[1]
+    (tmp_path / "a" / lost).unlink()
+    kept = {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in before if name != lost}
+    jacjobs.submit(problem, tmp_path / "a", **options(address)).wait()
+    assert contents(tmp_path / "a") == before
+    assert kept == {name: (tmp_path / "a" / name).stat().st_mtime_ns for name in kept}
+
+
+def test_another_job_in_the_same_place_is_refused_with_a_checklist(address: str, tmp_path: Path) -> None:
+    jacjobs.submit(jacjobs.Problem(torch.sin, (X[:5],)), tmp_path / "a", **options(address)).wait()
+    other = jacjobs.Problem(torch.sin, (X[1:6],))
+    with pytest.raises(RunDiffersError) as caught:
+        jacjobs.submit(other, tmp_path / "a", chunk=3, **options(address))
+    listed = str(caught.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in listed] == ["argument 0", "chunk"]
+    J = jacjobs.submit(other, tmp_path / "a", chunk=3, overwrite=True, **options(address)).result()
+    np.testing.assert_allclose(J[0].diagonal(), torch.cos(X[1:6]).numpy().reshape(-1))
+
+
+def test_unknown_options_are_refused(address: str, tmp_path: Path) -> None:
+    problem = jacjobs.Problem(torch.sin, (X[:5],))
+    with pytest.raises(InputError, match="option 'chunks'"):
+        jacjobs.submit(problem, tmp_path / "a", chunks=3, **options(address))
+    with pytest.raises(InputError, match="option chunk: got 0"):
+        jacjobs.submit(problem, tmp_path / "a", chunk=0, **options(address))
+    assert not (tmp_path / "a").exists()
+
+
+def test_more_workers_than_the_cluster_has_are_refused(tmp_path: Path) -> None:
+    problem = jacjobs.Problem(torch.sin, (X[:5],))
+    with pytest.raises(InputError, match="at most 4"):
+        jacjobs.submit(problem, tmp_path / "a", workers=99)
+    assert not (tmp_path / "a").exists()
+
+
+def test_workers_that_die_of_a_block_end_with_its_name(tmp_path: Path) -> None:
+    """A process that vanishes takes nothing else along: the other parts are there."""
+    import os
+    import signal
+
+    here = os.getpid()
+    A = torch.randn(3000, 6000)
+
+    def deadly(x: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != here and x[0] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.sin(A[:500] @ x)
+
+    points = torch.zeros(8, 6000)
+    points[5, 0] = 1
+    problem = jacjobs.Problem(deadly, (points,), in_dims=0)
+    run = jacjobs.submit(problem, tmp_path / "a", strategy="vjp/loop", workers=2)
+    with pytest.raises(jacjobs.JacjobsError, match="points 5:6") as caught:
+        run.wait()
+    assert caught.value.exit_code == 4 or isinstance(caught.value, WorkersError)
+    assert len(contents(tmp_path / "a")) == run.plan.tiling.parts - 1

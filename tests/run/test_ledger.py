@@ -1,0 +1,238 @@
+"""The state machine under random schedules of work, death and loss: no Ray, no clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from jacjobs.errors import FunctionError, IncompleteError, StoppedError, WorkersError
+from jacjobs.planning.geometry import Tiling
+from jacjobs.run.ledger import (
+    IN_FLIGHT,
+    Abandon,
+    Absorb,
+    AssemblerJoined,
+    AssemblerLost,
+    BlockAbsorbed,
+    BlockComputed,
+    BlockId,
+    BlockLost,
+    BlockRaised,
+    Command,
+    Compute,
+    Drop,
+    Event,
+    Ledger,
+    StartAssembler,
+    StartWorker,
+    StopRequested,
+    WorkerJoined,
+    WorkerLost,
+)
+from jacjobs.store.writer import PartRecord
+
+
+def tiling_of(parts: int, blocks: int) -> Tiling:
+    return Tiling(
+        points=parts * blocks,
+        rows=1,
+        columns=1,
+        part_points=blocks,
+        part_rows=1,
+        block_points=1,
+        block_rows=1,
+    )
+
+
+class World:
+    """Workers and assemblers that exist only as lists of what they were told; chance decides what happens."""
+
+    def __init__(self, ledger: Ledger, seed: int, deaths: float = 0.0, killer: BlockId | None = None) -> None:
+        self.ledger = ledger
+        self.random = random.Random(seed)
+        self.deaths = deaths
+        self.killer = killer
+        self.queues: dict[str, list[BlockId]] = {}
+        self.taken: dict[str, dict[int, set[int]]] = {}
+        self.inbox: list[Absorb] = []
+        self.births: list[Event] = []
+        self.data: set[tuple[str, BlockId]] = set()
+        self.commits: dict[int, int] = {}
+        self.computed = 0
+        self.names = 0
+        self.steps = 0
+
+    def carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case StartWorker():
+                    self.names += 1
+                    self.births.append(WorkerJoined(f"w{self.names}"))
+                case StartAssembler():
+                    self.names += 1
+                    self.births.append(AssemblerJoined(f"a{self.names}"))
+                case Compute(worker, block):
+                    self.queues[worker].append(block)
+                    assert len(self.queues[worker]) <= IN_FLIGHT
+                case Absorb(assembler, block, worker):
+                    assert (worker, block) in self.data
+                    assert assembler in self.taken
+                    self.inbox.append(command)
+                case Drop(block, worker):
+                    self.data.discard((worker, block))
+                case Abandon(assembler, part):
+                    self.taken[assembler].pop(part, None)
+
+    def run(self) -> None:
+        while not self.ledger.finished:
+            self.steps += 1
+            assert self.steps < 200_000, "no end in sight"
+            event = self.next_event()
+            self.carry_out(self.ledger.handle(event))
+            assert self.ledger.blocks_in_flight <= IN_FLIGHT * max(1, self.ledger.workers)
+
+    def next_event(self) -> Event:
+        choices = [self.born] * bool(self.births) + [self.compute] * any(self.queues.values())
+        choices += [self.absorb] * bool(self.inbox)
+        if self.random.random() < self.deaths and self.queues and self.taken:
+            choices = [self.die]
+        assert choices, "nothing can happen: the ledger waits for ever"
+        return self.random.choice(choices)()
+
+    def born(self) -> Event:
+        event = self.births.pop(0)
+        if isinstance(event, WorkerJoined):
+            self.queues[event.worker] = []
+        elif isinstance(event, AssemblerJoined):
+            self.taken[event.assembler] = {}
+        return event
+
+    def compute(self) -> Event:
+        worker = self.random.choice([name for name, queue in self.queues.items() if queue])
+        block = self.queues[worker][0]
+        if block == self.killer:
+            del self.queues[worker]
+            return WorkerLost(worker, "killed by the block")
+        self.queues[worker].pop(0)
+        self.data.add((worker, block))
+        self.computed += 1
+        return BlockComputed(worker, block)
+
+    def absorb(self) -> Event:
+        order = self.inbox.pop(self.random.randrange(len(self.inbox)))
+        if self.random.random() < self.deaths / 10:
+            self.data.discard((order.worker, order.block))
+            return BlockLost(order.assembler, order.block, "lost on the way")
+        part, index = order.block
+        taken = self.taken[order.assembler].setdefault(part, set())
+        assert index not in taken, "a block was absorbed twice"
+        taken.add(index)
+        self.data.discard((order.worker, order.block))
+        if len(taken) < self.ledger._tiling.blocks_in(part):
+            return BlockAbsorbed(order.assembler, order.block)
+        del self.taken[order.assembler][part]
+        self.commits[part] = self.commits.get(part, 0) + 1
+        return BlockAbsorbed(order.assembler, order.block, PartRecord(name=str(part), bytes=0, sha256=""))
+
+    def die(self) -> Event:
+        if self.random.random() < 0.3:
+            name = self.random.choice(list(self.taken))
+            del self.taken[name]
+            self.inbox = [order for order in self.inbox if order.assembler != name]
+            return AssemblerLost(name, "chance")
+        name = self.random.choice(list(self.queues))
+        del self.queues[name]
+        return WorkerLost(name, "chance")
+
+
+def play(parts: int, blocks: int, workers: int, seed: int, **chance) -> World:  # type: ignore[no-untyped-def]
+    ledger = Ledger(tiling_of(parts, blocks), range(parts), parts * blocks)
+    world = World(ledger, seed, **chance)
+    world.carry_out(ledger.start(workers, 1))
+    world.run()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_without_faults_every_block_is_computed_once(seed: int) -> None:
+    world = play(parts=7, blocks=5, workers=1 + seed % 9, seed=seed)
+    assert world.ledger.state == "complete"
+    assert world.computed == 35
+    assert world.commits == dict.fromkeys(range(7), 1)
+    assert world.ledger.blocks_done == world.ledger.entries_done == 35
+    assert not world.data
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_deaths_lose_nothing(seed: int) -> None:
+    world = play(parts=6, blocks=4, workers=1 + seed % 12, seed=seed, deaths=0.02)
+    if world.ledger.state == "incomplete":  # chance killed three workers with one block
+        assert world.ledger.quarantined
+    else:
+        assert world.ledger.state == "complete", f"seed {seed}: {world.ledger.error}"
+        assert world.commits == dict.fromkeys(range(6), 1)
+        assert world.ledger.blocks_done == 24
+
+
+def test_a_killer_block_is_quarantined_and_the_rest_goes_on() -> None:
+    world = play(parts=5, blocks=4, workers=3, seed=1, killer=BlockId(2, 1))
+    assert world.ledger.state == "incomplete"
+    assert isinstance(world.ledger.error, IncompleteError)
+    assert list(world.ledger.quarantined) == [BlockId(2, 1)]
+    assert "points 9:10" in str(world.ledger.error)
+    assert sorted(world.commits) == [0, 1, 3, 4]
+
+
+def test_a_thousand_workers() -> None:
+    world = play(parts=300, blocks=20, workers=1000, seed=3, deaths=0.001)
+    assert world.ledger.state == "complete"
+    assert len(world.commits) == 300
+
+
+def test_workers_that_never_start_end_the_run() -> None:
+    ledger = Ledger(tiling_of(2, 2), range(2), 4)
+    commands = ledger.start(2, 1)
+    ledger.handle(AssemblerJoined("a"))
+    lost = 0
+    while commands and not ledger.finished:
+        starts = sum(isinstance(command, StartWorker) for command in commands)
+        commands = []
+        for _ in range(starts):
+            lost += 1
+            commands += ledger.handle(WorkerLost(f"w{lost}", "ModuleNotFoundError: no module named 'nope'"))
+    assert lost == 3
+    assert isinstance(ledger.error, WorkersError)
+    assert "nope" in str(ledger.error)
+
+
+def test_a_function_that_raises_ends_the_run_at_once() -> None:
+    ledger = Ledger(tiling_of(2, 2), range(2), 4)
+    ledger.start(1, 1)
+    ledger.handle(AssemblerJoined("a"))
+    commands = ledger.handle(WorkerJoined("w"))
+    error = FunctionError("boom")
+    assert isinstance(commands[0], Compute)
+    assert ledger.handle(BlockRaised(commands[0].block, error)) == []
+    assert ledger.state == "failed"
+    assert ledger.error is error
+
+
+def test_a_stop_lets_what_is_on_its_way_arrive() -> None:
+    ledger = Ledger(tiling_of(3, 2), range(3), 6)
+    world = World(ledger, seed=0)
+    world.carry_out(ledger.start(1, 1))
+    while world.computed < 3:
+        world.carry_out(ledger.handle(world.next_event()))
+    world.carry_out(ledger.handle(StopRequested()))
+    world.run()
+    assert ledger.state == "stopped"
+    assert isinstance(ledger.error, StoppedError)
+    assert world.computed < 6
+    assert not world.inbox
+
+
+def test_nothing_missing_is_complete_at_once() -> None:
+    ledger = Ledger(tiling_of(3, 2), [], 0)
+    assert ledger.start(2, 1) == []
+    assert ledger.state == "complete"

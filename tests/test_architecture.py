@@ -1,0 +1,58 @@
+"""Imports point one way: errors → shape → problem → autodiff | planning | store → run → api → cli."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jacjobs"
+MAY_IMPORT = {
+    "errors": set(),
+    "shape": {"errors"},
+    "problem": {"errors", "shape"},
+    "fingerprint": {"errors", "shape", "problem"},
+    "autodiff": {"errors", "shape", "problem"},
+    "planning": {"errors", "shape", "problem"},
+    "store": {"errors", "shape"},
+    "run": {"errors", "shape", "problem", "autodiff", "planning", "store"},
+    "jobspec": {"errors", "shape", "problem", "planning"},
+}
+MAY_IMPORT["api"] = set(MAY_IMPORT) | {"jobspec"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api"}
+FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
+
+
+def imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    layer = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("jacjobs.")}
+    assert used - {layer} <= MAY_IMPORT[layer]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_one_file_imports_ray(path: Path) -> None:
+    ray = any(name.split(".")[0] == "ray" for name in imports(path))
+    assert ray == (path == PACKAGE / "run" / "cluster.py")
+
+
+def test_reading_a_dataset_needs_no_torch_and_no_ray() -> None:
+    code = (
+        "import sys, jacjobs.store.reader, jacjobs.cli.app\n"
+        "sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
