@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ from jacjobs.store.writer import PartRecord
 
 ASSEMBLER_THREADS = 4
 GET_TIMEOUT_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 5.0
 SMALLEST_STORE_BYTES = 128 << 20
 
 
@@ -291,8 +293,9 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
         else:
+            _knock(options.address)
             ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError.about(
             "cluster.address",
             got=f"{options.address!r} ({_short(error)})",
@@ -303,6 +306,13 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray waits for minutes at a door behind which nobody is; a connection tells at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
 
 
 def local_workers(options: ClusterOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -64,10 +65,8 @@ def test_killed_five_times_resumed_to_the_same_bytes(tmp_path: Path) -> None:
         wait_for(lambda out=out, n=kill: len(list(out.glob("part-*"))) >= min(n, 3))
         time.sleep(chance.uniform(0, 0.4))
         for member in family(process):
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 member.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                pass
         process.wait()
         progress.append(len(parts(out)))
         assert not (out / "_jacjobs" / "manifest.json").exists(), "killed too late to show anything"
