@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -12,7 +15,6 @@ import pytest
 import torch
 from torch.func import functional_call, jacrev, vmap
 
-import jacjobs
 from jacjobs.api import Job, job_from_spec, submit_job
 from jacjobs.jobspec import read_job
 from tests.conftest import JOBS
@@ -30,8 +32,6 @@ def job() -> Job:
 @pytest.fixture(scope="module")
 def oracle(job: Job) -> np.ndarray:
     """vmap(jacrev) in float64, of the same weights."""
-    import sys
-
     module = sys.modules["jacjobs_job_digits"]
     images, network = module.load(None)
     weights = {name: w.double() for name, w in network.named_parameters()}
@@ -54,15 +54,15 @@ def test_equals_float64_and_does_not_depend_on_workers(
     job: Job, oracle: np.ndarray, strategy: str, chunk: int, tmp_path: Path
 ) -> None:
     for workers in (1, 2):
-        options = {"strategy": strategy, "chunk": chunk, "workers": workers}
-        J = jacjobs.submit(job.problem, tmp_path / str(workers), **options).result()  # type: ignore[arg-type]
+        place = changed(job, tmp_path / str(workers), workers, strategy=strategy, chunk=chunk)
+        J = submit_job(place).result()
         error = np.abs(J.to_numpy() - oracle).max() / np.abs(oracle).max()
         assert error < 32 * np.finfo(np.float32).eps, error
     assert parts(tmp_path / "1") == parts(tmp_path / "2")
 
 
 def test_other_readers_find_the_documented_columns(job: Job, oracle: np.ndarray, tmp_path: Path) -> None:
-    path = submit_job(job_at(job, tmp_path / "run")).result().path
+    path = submit_job(changed(job, tmp_path / "run", 2)).result().path
     glob = f"{path}/part-*.parquet"
     part = next(path.glob("part-*.parquet"))
     columns = ["point", "row", "start", "values"]
@@ -82,8 +82,10 @@ def test_other_readers_find_the_documented_columns(job: Job, oracle: np.ndarray,
     )
 
 
-def job_at(job: Job, path: Path) -> Job:
-    import dataclasses
-
-    output = job.output.model_copy(update={"path": str(path)})
-    return dataclasses.replace(job, output=output)
+def changed(job: Job, path: Path, workers: int, **compute: Any) -> Job:
+    return dataclasses.replace(
+        job,
+        output=job.output.model_copy(update={"path": str(path)}),
+        compute=job.compute.model_copy(update=compute),
+        cluster=job.cluster.model_copy(update={"workers": workers}),
+    )
