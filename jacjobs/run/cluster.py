@@ -276,7 +276,7 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
 
     Only what was started here is shut down. Raises InputError where the address leads nowhere.
     """
-    if ray.is_initialized():
+    if ray.is_initialized() and options.address in ("local", "auto"):
         yield
         return
     try:
