@@ -91,7 +91,9 @@ def submit_job(job: Job) -> Run:
     record = folder.record()
     differences = _differences(record, job)
     if not differences:
-        return _begin(job, folder, record, new=False)
+        # What NaN means does not change what is written, so a run may go on with another answer.
+        plan = {**record.plan, "nonfinite": job.compute.nonfinite}
+        return _begin(job, folder, record.model_copy(update={"plan": plan}), new=False)
     if not job.output.overwrite:
         raise RunDiffersError.checklist(str(folder.path), differences)
     return _begin(job, folder, _new_record(job, plan_job(job)), new=True)

@@ -195,12 +195,16 @@ class RayExecutor:
                 case Abandon(assembler, part):
                     self._actors[assembler].abandon.remote(part)
 
-    def poll(self, timeout_seconds: float) -> Sequence[Event]:
+    def poll(self, timeout_seconds: float) -> Iterator[Event]:
         waiting = list(self._calls)
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
-        return [event for ref in ready if (event := self._event(ref)) is not None]
+        for ref in ready:
+            # One by one: what answers an event may still need an actor that the next one reports lost.
+            event = self._event(ref)
+            if event is not None:
+                yield event
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -245,20 +249,19 @@ class RayExecutor:
         return BlockAbsorbed(call.actor, call.block, result)
 
     def _lose(self, call: _Call, cause: str) -> Event:
-        """Report the actor lost, once: whatever else was asked of it is forgotten."""
+        """Report the actor lost, once: whatever else was asked of it is forgotten.
+
+        What a worker had computed is still in the object store, and stays at hand.
+        """
+        asked = [call, *(other for other in self._calls.values() if other.actor == call.actor)]
         self._calls = {ref: other for ref, other in self._calls.items() if other.actor != call.actor}
         ray.kill(self._actors.pop(call.actor))
-        if call.kind in ("worker-ready", "compute"):
-            self._data = {
-                key: data
-                for key, data in self._data.items()
-                if key[0] != call.actor or self._is_absorbing(key)
-            }
-            return WorkerLost(call.actor, cause)
-        return AssemblerLost(call.actor, cause)
-
-    def _is_absorbing(self, key: tuple[str, BlockId]) -> bool:
-        return any(c.kind == "absorb" and (c.worker, c.block) == key for c in self._calls.values())
+        if call.kind in ("assembler-ready", "absorb"):
+            return AssemblerLost(call.actor, cause)
+        for other in asked:
+            if other.block is not None:
+                self._data.pop((other.worker, other.block))
+        return WorkerLost(call.actor, cause)
 
 
 def _short(error: BaseException) -> str:
@@ -328,10 +331,10 @@ class RayRun:
     """A run whose coordinator is an actor; this process only watches."""
 
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
-        place = hashlib.sha256(path.encode()).hexdigest()[:8]
+        where = hashlib.sha256(path.encode()).hexdigest()[:8]
         self._coordinator = (
             ray.remote(_CoordinatorActor)
-            .options(num_cpus=0, max_restarts=0, max_concurrency=4, name=f"jacjobs-{record.run}-{place}")
+            .options(num_cpus=0, max_restarts=0, max_concurrency=4, name=f"jacjobs-{record.run}-{where}")
             .remote(record, path, payload, placement)
         )
         self._result = self._coordinator.run.remote()

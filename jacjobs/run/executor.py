@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from jacjobs.run.ledger import Command, Event
@@ -15,8 +15,12 @@ class Executor(Protocol):
         """Begin to carry out `commands`, in order; do not wait for them."""
         ...
 
-    def poll(self, timeout_seconds: float) -> Sequence[Event]:
-        """What happened since the last call; waits for a first event for at most so long."""
+    def poll(self, timeout_seconds: float) -> Iterable[Event]:
+        """What happened since the last call; waits for a first event for at most so long.
+
+        Carry out the commands that answer an event before asking for the next: only then does the ledger,
+        at every event, know of the same workers as the executor.
+        """
         ...
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ For debugging (a breakpoint in the user's function works) and for machines witho
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ class InlineExecutor:
     def execute(self, commands: Sequence[Command]) -> None:
         self._commands.extend(commands)
 
-    def poll(self, timeout_seconds: float) -> Sequence[Event]:
+    def poll(self, timeout_seconds: float) -> Iterable[Event]:
         while self._commands:
             event = self._carry_out(self._commands.popleft())
             if event is not None:

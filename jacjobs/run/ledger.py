@@ -8,6 +8,10 @@ open parts as workers. A worker that finds no part to open helps with the oldest
 `IN_FLIGHT` blocks a worker are on their way between "handed out" and "absorbed by an assembler": that, and
 the bound on open parts, bounds memory however large J is. Work per event does not grow with the number of
 blocks.
+
+A worker that dies takes the answers along that it was about to send, so of two blocks either may have killed
+it. Both become suspects, and a suspect is computed with no other block on the worker: only a death alone
+with a block counts against the block.
 """
 
 from __future__ import annotations
@@ -25,9 +29,11 @@ from jacjobs.store.writer import PartRecord
 IN_FLIGHT = 2
 """Blocks on their way, a worker: one computed while the one before is absorbed."""
 DEATHS_TO_QUARANTINE = 3
-"""A block that has taken this many workers with it is not handed out again."""
+"""A block that, alone on them, has taken this many workers with it is not handed out again."""
+QUARANTINES_TO_GIVE_UP = 3
+"""Blocks quarantined in a row without one finished: the function cannot be computed here."""
 LOSSES_TO_GIVE_UP = 3
-"""Workers, or assemblers, lost in a row without one finished block: they cannot live here."""
+"""Workers without a block, or assemblers, lost in a row for each that lives: they cannot live here."""
 
 STOPPED = "stopped on request; what was committed stays, and `jacjobs resume` goes on from there"
 
@@ -178,6 +184,10 @@ class _Worker:
     blocks: dict[BlockId, Literal["computing", "absorbing"]] = field(default_factory=dict)
     part: int | None = None
 
+    @property
+    def computing(self) -> list[BlockId]:
+        return [block for block, what in self.blocks.items() if what == "computing"]
+
 
 @dataclass
 class _OpenPart:
@@ -194,6 +204,9 @@ class _OpenPart:
     @property
     def has_work(self) -> bool:
         return bool(self.again) or self.next < self.total
+
+    def upcoming(self) -> int:
+        return self.again[0] if self.again else self.next
 
     def take(self) -> int:
         if self.again:
@@ -223,8 +236,10 @@ class Ledger:
         self._assemblers: dict[str, set[int]] = {}
         self._open: dict[int, _OpenPart] = {}
         self._with_work: dict[int, None] = {}
+        self._suspects: set[BlockId] = set()
         self._deaths: dict[BlockId, int] = {}
         self._losses_in_a_row = 0
+        self._quarantines_in_a_row = 0
 
     @property
     def finished(self) -> bool:
@@ -298,7 +313,7 @@ class Ledger:
                 break
             for name in [n for n in self._room if len(self._workers[n].blocks) == depth]:
                 part = self._part_for(self._workers[name])
-                if part is None:
+                if part is None or not self._may_share(self._workers[name], part):
                     continue
                 block = BlockId(part, self._open[part].take())
                 self._open[part].computing[block.position] = name
@@ -320,6 +335,12 @@ class Ledger:
             worker.part = part
             return part
         return next(iter(self._with_work), None)
+
+    def _may_share(self, worker: _Worker, part: int) -> bool:
+        """A suspect is alone on its worker, whether it comes first or second."""
+        computing = worker.computing
+        upcoming = BlockId(part, self._open[part].upcoming())
+        return not computing or self._suspects.isdisjoint((*computing, upcoming))
 
     def _give(self, name: str, block: BlockId) -> None:
         worker = self._workers[name]
@@ -348,6 +369,7 @@ class Ledger:
             self._release(worker, block)
             return [Drop(block, worker)]
         del part.computing[block.position]
+        self._suspects.discard(block)
         self._workers[worker].blocks[block] = "absorbing"
         if part.assembler is None:
             part.held[block.position] = worker
@@ -364,7 +386,7 @@ class Ledger:
         part.absorbed.add(block.position)
         self.blocks_done += 1
         self.entries_done += self._tiling.block(*block).entries
-        self._losses_in_a_row = 0
+        self._losses_in_a_row = self._quarantines_in_a_row = 0
         if event.committed is not None:
             self.committed.append(event.committed)
             self._close(block.part)
@@ -382,14 +404,17 @@ class Ledger:
         self._room.pop(name, None)
         commands: list[Command] = []
         if worker is not None:
-            computing = [block for block, what in worker.blocks.items() if what == "computing"]
+            computing = worker.computing
             for block in computing:
                 part = self._open.get(block.part)
                 if part is not None and part.computing.get(block.position) == name:
                     del part.computing[block.position]
                     self._again(block)
-            if computing:  # blocks are computed in order: the first was on the machine when the worker died
+            self._suspects.update(computing)
+            if len(computing) == 1:
                 commands += self._blame(computing[0], cause)
+            if computing:
+                return commands + ([StartWorker()] if self.state == "running" else [])
         return commands + self._replace(StartWorker(), f"workers keep dying, the last one of: {cause}")
 
     def _lose_assembler(self, name: str, cause: str) -> list[Command]:
@@ -453,6 +478,10 @@ class Ledger:
         if self._deaths[block] < DEATHS_TO_QUARANTINE or block.part not in self._open:
             return []
         self.quarantined[block] = cause
+        self._quarantines_in_a_row += 1
+        if self._quarantines_in_a_row >= QUARANTINES_TO_GIVE_UP:
+            self._fail(WorkersError(self._quarantine_sentence()))
+            return []
         part = self._open[block.part]
         for index, worker in (*part.absorbing.items(), *part.held.items()):
             self._release(worker, BlockId(block.part, index))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from torch.func import jacrev, vmap
 
 import jacjobs
-from jacjobs.errors import FunctionError, InputError, NonFiniteError, RunDiffersError, WorkersError
+from jacjobs import api
+from jacjobs.errors import FunctionError, IncompleteError, InputError, NonFiniteError, RunDiffersError
+from jacjobs.planning.planner import Plan
+from jacjobs.run.cluster import Payload, RayExecutor
+from jacjobs.run.coordinator import Coordinator, part_metadata
+from jacjobs.run.ledger import Event
+from jacjobs.store.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 X = torch.linspace(-1, 1, 60_000, dtype=torch.float64).reshape(6000, 10)
@@ -122,24 +132,56 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_workers_that_die_of_a_block_end_with_its_name(tmp_path: Path) -> None:
-    """A process that vanishes takes nothing else along: the other parts are there."""
-    import os
-    import signal
+HERE = os.getpid()
 
-    here = os.getpid()
-    A = torch.randn(3000, 6000)
+
+def deadly_problem(points: int, killer: int) -> jacjobs.Problem:
+    """A block a point, four to a part; the function kills the process at point `killer`, but not this one."""
+    A = torch.randn(100, 20_000)
 
     def deadly(x: torch.Tensor) -> torch.Tensor:
-        if os.getpid() != here and x[0] == 1:
+        if os.getpid() != HERE and x[0] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return torch.sin(A[:500] @ x)
+        return torch.sin(A @ x)
 
-    points = torch.zeros(8, 6000)
-    points[5, 0] = 1
-    problem = jacjobs.Problem(deadly, (points,), in_dims=0)
-    run = jacjobs.submit(problem, tmp_path / "a", strategy="vjp/loop", workers=2)
-    with pytest.raises(jacjobs.JacjobsError, match="points 5:6") as caught:
+    X = torch.zeros(points, 20_000)
+    X[killer, 0] = 1
+    return jacjobs.Problem(deadly, (X,), in_dims=0)
+
+
+def test_workers_that_die_of_a_block_end_with_its_name(tmp_path: Path) -> None:
+    """A process that vanishes takes nothing else along: the other parts are there."""
+    problem = deadly_problem(points=24, killer=13)
+    run = jacjobs.submit(problem, tmp_path / "a", strategy="vjp/vmap", chunk=100, workers=2)
+    with pytest.raises(IncompleteError, match="points 13:14"):
         run.wait()
-    assert caught.value.exit_code == 4 or isinstance(caught.value, WorkersError)
-    assert len(contents(tmp_path / "a")) == run.plan.tiling.parts - 1
+    assert run.plan.tiling.parts == 6
+    assert len(contents(tmp_path / "a")) == 5
+
+
+class LateExecutor(RayExecutor):
+    """Looks only when all that was asked for has been answered, so that one look brings much at once."""
+
+    def poll(self, timeout_seconds: float) -> Iterator[Event]:
+        ray.wait(list(self._calls), num_returns=len(self._calls), timeout=2.0, fetch_local=False)
+        return super().poll(timeout_seconds)
+
+
+def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) -> None:
+    """What the worker computed is kept, and nothing more is asked of it."""
+    problem = deadly_problem(points=12, killer=1)
+    job = api._job_from_options(problem, str(tmp_path / "a"), {"strategy": "vjp/vmap", "chunk": 100})
+    record = api._new_record(job, api.plan_job(job))
+    folder = RunFolder(tmp_path / "a")
+    folder.create(record)
+    metadata = part_metadata(record)
+    plan = Plan.model_validate(record.plan)
+    coordinator = Coordinator(
+        record,
+        str(folder.path),
+        lambda: LateExecutor(Payload.pack(problem), plan, str(folder.path), metadata),
+        workers=1,
+    )
+    with pytest.raises(IncompleteError, match="points 1:2"):
+        coordinator.run()
+    assert len(contents(tmp_path / "a")) == 2

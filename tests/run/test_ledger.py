@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 import pytest
 
@@ -48,11 +49,20 @@ def tiling_of(parts: int, blocks: int) -> Tiling:
 class World:
     """Workers and assemblers that exist only as lists of what they were told; chance decides what happens."""
 
-    def __init__(self, ledger: Ledger, seed: int, deaths: float = 0.0, killer: BlockId | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        seed: int,
+        deaths: float = 0.0,
+        killers: Collection[BlockId] = (),
+        answers_get_lost: bool = False,
+    ) -> None:
         self.ledger = ledger
         self.random = random.Random(seed)
         self.deaths = deaths
-        self.killer = killer
+        self.killers = set(killers)
+        self.answers_get_lost = answers_get_lost
+        """A worker that dies of its second block takes the answer to the first along."""
         self.queues: dict[str, list[BlockId]] = {}
         self.taken: dict[str, dict[int, set[int]]] = {}
         self.inbox: list[Absorb] = []
@@ -110,8 +120,8 @@ class World:
 
     def compute(self) -> Event:
         worker = self.random.choice([name for name, queue in self.queues.items() if queue])
-        block = self.queues[worker][0]
-        if block == self.killer:
+        block, *behind = self.queues[worker]
+        if block in self.killers or (self.answers_get_lost and self.killers.intersection(behind)):
             del self.queues[worker]
             return WorkerLost(worker, "killed by the block")
         self.queues[worker].pop(0)
@@ -176,12 +186,33 @@ def test_deaths_lose_nothing(seed: int) -> None:
 
 
 def test_a_killer_block_is_quarantined_and_the_rest_goes_on() -> None:
-    world = play(parts=5, blocks=4, workers=3, seed=1, killer=BlockId(2, 1))
+    world = play(parts=5, blocks=4, workers=3, seed=1, killers=[BlockId(2, 1)])
     assert world.ledger.state == "incomplete"
     assert isinstance(world.ledger.error, IncompleteError)
     assert list(world.ledger.quarantined) == [BlockId(2, 1)]
     assert "points 9:10" in str(world.ledger.error)
     assert sorted(world.commits) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_part_of_killers_costs_that_part_alone(seed: int) -> None:
+    """However many workers it takes at a time: deaths that a block explains are no sign of a bad machine."""
+    killers = [BlockId(2, position) for position in range(1 + seed % 4)]
+    world = play(5, 4, workers=1 + seed % 5, seed=seed, killers=killers, answers_get_lost=seed % 2 == 0)
+    assert world.ledger.state == "incomplete"
+    assert set(world.ledger.quarantined) <= set(killers)
+    assert len(world.ledger.quarantined) == 1
+    assert sorted(world.commits) == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_function_that_kills_every_worker_ends_the_run_and_names_blocks(seed: int) -> None:
+    killers = [BlockId(part, position) for part in range(100) for position in range(4)]
+    world = play(parts=100, blocks=4, workers=1 + seed % 5, seed=seed, killers=killers)
+    assert world.ledger.state == "failed"
+    assert isinstance(world.ledger.error, WorkersError)
+    assert "killed by the block" in str(world.ledger.error)
+    assert world.names < 40
 
 
 def test_a_thousand_workers() -> None:
