@@ -55,14 +55,14 @@ def plan_line(made: Plan, path: Path) -> None:
     tiling = made.tiling
     note(
         f"J is {made.shape}, {size(made.shape.total_bytes)}: {made.strategy}, chunks of {made.chunk:,}, "
-        f"{tiling.blocks:,} blocks, {tiling.parts:,} parts → {path}"
+        f"{count(tiling.blocks, 'block')}, {count(tiling.parts, 'part')} → {path}"
     )
 
 
 def finished(path: Path, manifest: Manifest) -> None:
     written = sum(part.bytes for part in manifest.parts)
     note(
-        f"complete: {len(manifest.parts):,} parts, {size(written)} in {path} "
+        f"complete: {count(len(manifest.parts), 'part')}, {size(written)} in {path} "
         f"({manifest.timings['seconds']:.1f} s)"
     )
 
@@ -76,7 +76,7 @@ def summary(content: dict[str, Any]) -> None:
         "made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"
     )
     table.add_row(
-        "on disk", f"{content['parts']:,} parts, {size(content['bytes'])}, {content['compression']}"
+        "on disk", f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {content['compression']}"
     )
     for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
         for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
@@ -134,21 +134,26 @@ def rate(now: RunProgress, plan: Plan) -> str:
     """Rows a second, bytes a second, and how long the rest will take at that rate."""
     trouble = f", {now.nonfinite:,} entries are NaN or infinite" if now.nonfinite else ""
     if not now.entries_done or not now.seconds:
-        return f"{now.workers} workers, starting{trouble}"
+        return (f"{count(now.workers, 'worker')}, " if now.workers else "") + "starting" + trouble
     entries = now.entries_done / now.seconds
     left = math.ceil((now.entries_total - now.entries_done) / entries)
     return (
         f"{entries / plan.shape.columns:,.0f} rows/s, {size(entries * plan.shape.item_bytes)}/s, "
-        f"{now.workers} workers, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{trouble}"
+        f"{count(now.workers, 'worker')}, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{trouble}"
     )
 
 
-def size(count: float) -> str:
+def count(number: int, thing: str) -> str:
+    """1 part, 2 parts."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def size(nbytes: float) -> str:
     """Bytes for people: 292.1 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
+        if nbytes < 1024 or unit == "TiB":
+            return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
+        nbytes /= 1024
     raise AssertionError
 
 

@@ -13,11 +13,12 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import pyarrow
 import ray
 import torch
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ from jacjobs.run.worker import Worker
 from jacjobs.store.folder import Manifest, RunRecord
 from jacjobs.store.writer import PartRecord
 
-ASSEMBLER_THREADS = 4
+ASSEMBLER_THREADS = 2
 GET_TIMEOUT_SECONDS = 60.0
 CONNECT_TIMEOUT_SECONDS = 5.0
 SMALLEST_STORE_BYTES = 128 << 20
@@ -103,6 +104,9 @@ class _WorkerActor:
 
 class _AssemblerActor:
     def __init__(self, path: str, plan: str, metadata: dict[str, str]) -> None:
+        # Arrow's default allocator keeps a third more for itself than jemalloc, which not all builds have.
+        with suppress(NotImplementedError):
+            pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
         self._assembler = Assembler(path, Plan.model_validate_json(plan), metadata)
 
     def ready(self) -> None:
