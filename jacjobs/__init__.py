@@ -7,17 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jacjobs.api import Run, open, plan, resume, submit
+    from jacjobs.autodiff.jacobian import jacobian
     from jacjobs.errors import JacjobsError
     from jacjobs.problem import Problem
     from jacjobs.store.reader import JacobianDataset
 
-__all__ = ["JacjobsError", "JacobianDataset", "Problem", "Run", "open", "plan", "resume", "submit"]
+__all__ = [
+    "JacjobsError",
+    "JacobianDataset",
+    "Problem",
+    "Run",
+    "jacobian",
+    "open",
+    "plan",
+    "resume",
+    "submit",
+]
 
 _HOMES = {
     "JacjobsError": "jacjobs.errors",
     "JacobianDataset": "jacjobs.store.reader",
     "Problem": "jacjobs.problem",
     "Run": "jacjobs.api",
+    "jacobian": "jacjobs.autodiff.jacobian",
     "open": "jacjobs.api",
     "plan": "jacjobs.api",
     "resume": "jacjobs.api",

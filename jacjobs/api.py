@@ -17,7 +17,10 @@ from typing import Any, Protocol
 import torch
 from pydantic import BaseModel, ValidationError
 
-from jacjobs.autodiff.catalogue import STRATEGIES, why_unsupported
+from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.check import CHECKERS
+from jacjobs.autodiff.guards import check_function
+from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.errors import InputError, JacjobsError, RunDiffersError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
@@ -29,6 +32,8 @@ from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 
 INLINE = "inline"
+NOT_THE_RESULT = {"candidates", "nonfinite", "checked_by", "check_all"}
+"""Of a plan: what does not change what is written."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,18 @@ def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
 
 
 def plan_job(job: Job) -> Plan:
+    shape = job.problem.shape
+    check_function(job.problem)
+    verdicts = _verdicts(job.problem, job.compute)
+    asked = job.compute.strategy
+    considered = in_order_of_preference(shape) if asked == "auto" else [asked]
     return make_plan(
-        job.problem.shape,
-        _candidates(job.problem, job.compute.strategy),
+        shape,
+        [Candidate(strategy=n, reason=verdicts[n].reason, slow=verdicts[n].slow) for n in considered],
         job.compute,
         job.output,
         job.cluster,
+        lambda name: next((c for c in CHECKERS[STRATEGIES[name].makes] if verdicts[c].reason is None), None),
     )
 
 
@@ -91,9 +102,7 @@ def submit_job(job: Job) -> Run:
     record = folder.record()
     differences = _differences(record, job)
     if not differences:
-        # What NaN means does not change what is written, so a run may go on with another answer.
-        plan = {**record.plan, "nonfinite": job.compute.nonfinite}
-        return _begin(job, folder, record.model_copy(update={"plan": plan}), new=False)
+        return _begin(job, folder, _renewed(record, job.compute), new=False)
     if not job.output.overwrite:
         raise RunDiffersError.checklist(str(folder.path), differences)
     return _begin(job, folder, _new_record(job, plan_job(job)), new=True)
@@ -279,27 +288,33 @@ def _job(
 ) -> Job:
     if compute.dtype is not None:
         problem = problem.to(dtype=getattr(torch, compute.dtype))
+    if compute.seed is not None:
+        problem = problem.seeded(compute.seed)
     return Job(problem, name, output, compute, cluster, spec, folder, modules)
 
 
-def _candidates(problem: Problem, asked: str) -> list[Candidate]:
-    """Try strategies on a tiny real chunk: all of them for auto, else the one that was asked for.
+def _verdicts(problem: Problem, compute: ComputeOptions) -> dict[str, Verdict]:
+    """Try strategies on a tiny real chunk: all of them for auto, else the one asked for and its checkers.
 
-    Raises FunctionError if not even a loop works: then it is the function that fails.
+    Raises FunctionError if not even vjp/loop works: then it is the function that fails.
     """
-    names = list(STRATEGIES) if asked == "auto" else [asked]
-    errors = {name: why_unsupported(problem, name) for name in names}
-    if all(errors.values()):
-        last = errors[names[-1]]
-        assert last is not None
-        raise function_error(last, f"when {names[-1]} was tried on the first point")
-    return [Candidate(strategy=name, reason=_first_line(error)) for name, error in errors.items()]
-
-
-def _first_line(error: Exception | None) -> str | None:
-    if error is None:
-        return None
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    names = list(STRATEGIES)
+    if compute.strategy != "auto":
+        names = [compute.strategy, REFERENCE, *CHECKERS[STRATEGIES[compute.strategy].makes]]
+    verdicts = try_strategies(problem, dict.fromkeys(names))
+    broken = verdicts[REFERENCE].error
+    if broken is not None:
+        raise function_error(broken, f"when {REFERENCE} was tried on the first point")
+    if compute.strategy != "auto":
+        asked = verdicts[compute.strategy]
+        if asked.reason is not None and not asked.slow:
+            raise InputError.about(
+                "compute.strategy",
+                got=f"{compute.strategy}, which this function does not support ({asked.reason})",
+                expected="one that it does",
+                do="--set compute.strategy=auto picks one",
+            )
+    return verdicts
 
 
 def _result_options(job: Job) -> dict[str, Any]:
@@ -308,6 +323,7 @@ def _result_options(job: Job) -> dict[str, Any]:
         "strategy": job.compute.strategy,
         "chunk": job.compute.chunk,
         "dtype": job.compute.dtype,
+        "seed": job.compute.seed,
         "layout": job.output.layout,
         "compression": job.output.compression,
         "cpus_per_worker": job.cluster.cpus_per_worker,
@@ -325,10 +341,18 @@ def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
     ]
 
 
+def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:
+    """The record with what may change between two attempts, since it does not change what is written."""
+    plan = {**record.plan, "nonfinite": compute.nonfinite, "check_all": compute.check == "all"}
+    if compute.check == "off":
+        plan["checked_by"] = None
+    return record.model_copy(update={"plan": plan})
+
+
 def _new_record(job: Job, plan: Plan) -> RunRecord:
     marks = fingerprint(job.problem)
     options = _result_options(job)
-    content = plan.model_dump(mode="json", exclude={"candidates", "nonfinite"})
+    content = plan.model_dump(mode="json", exclude=NOT_THE_RESULT)
     run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]
     spec = None
     if job.spec is not None:

@@ -5,7 +5,7 @@
 | 0    | complete                                                                    |
 | 1    | the run failed for a reason outside the job: disk full, no worker starts    |
 | 2    | a job file, an argument or a place is wrong; nothing was started or written |
-| 3    | the user's function raised, or its Jacobian holds NaN or infinity           |
+| 3    | the user's function raised, or its Jacobian is not finite or fails the check |
 | 4    | incomplete: some blocks could not be computed, the rest is there            |
 | 75   | stopped on request (EX_TEMPFAIL: a scheduler may requeue)                   |
 """
@@ -63,6 +63,10 @@ class FunctionError(JacjobsError):
 
 class NonFiniteError(FunctionError):
     """The Jacobian holds NaN or infinity and the job says `nonfinite: error`."""
+
+
+class CheckError(FunctionError):
+    """Two modes of differentiation disagree about J, and computing it again did not help."""
 
 
 class IncompleteError(JacjobsError):

@@ -6,16 +6,19 @@ leaves coming out, and never a user's structure.
 
 from __future__ import annotations
 
+import copy
 import functools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacjobs.errors import FunctionError, InputError
 from jacjobs.shape import JacobianShape, segments_of
@@ -32,6 +35,8 @@ class Problem:
     in_dims:  as in `torch.func.vmap`: which axis of which argument counts the points. None: one point.
     batched:  `fn` takes a leading axis of independent samples by itself, on every argument that carries
               points, and returns one on every output. `in_dims` must then say 0 or None.
+    seed:     for a random `fn` (dropout): every call of it begins with this seed, so that J is the one
+              Jacobian of one function. Points, and the copies that a strategy makes, share the randomness.
 
     With P points, m output elements and n input elements a point, J has P × m × n entries.
 
@@ -46,6 +51,7 @@ class Problem:
         argnums: int | Sequence[int] = 0,
         in_dims: InDims = None,
         batched: bool = False,
+        seed: int | None = None,
     ) -> None:
         if not callable(fn):
             raise InputError.about(
@@ -59,6 +65,7 @@ class Problem:
         self.argnums = _checked_argnums(argnums, len(args))
         self.batched = batched
         self.in_dims = in_dims
+        self.seed = seed
 
         leaves, self._spec = pytree.tree_flatten(tuple(args))
         dims = _leaf_dims(in_dims, self._spec, leaves, batched)
@@ -74,6 +81,45 @@ class Problem:
         """Indices into `leaves` of those differentiated, in the order of the columns of J."""
         self._check_wanted()
 
+    @classmethod
+    def parameters(
+        cls, module: torch.nn.Module, inputs: Any, *, seed: int | None = None, points: bool = True
+    ) -> Problem:
+        """The Jacobian of a module's outputs with respect to all its parameters, one point an input.
+
+        inputs:  what the module is called with: a tensor, or a tuple of arguments, all with a leading axis of
+                 samples. The module must treat samples independently (`eval()` where it normalises batches).
+        points:  False differentiates the outputs of the whole batch as one point.
+
+        Columns are named as in `module.named_parameters()`; parameters that are tied count once. Buffers are
+        used as they are, and stay as they are.
+        """
+        copy_of = copy.deepcopy(module)
+        parameters = {name: leaf.detach() for name, leaf in copy_of.named_parameters()}
+        buffers = {name: leaf.detach() for name, leaf in copy_of.named_buffers()}
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        in_dims = (None, None, *(0 for _ in arguments)) if points else None
+        args = (parameters, buffers, *arguments)
+        return cls(_OfParameters(copy_of), args, 0, in_dims, batched=points, seed=seed)
+
+    @classmethod
+    def hessian(
+        cls,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        argnums: int | Sequence[int] = 0,
+        in_dims: InDims = None,
+        seed: int | None = None,
+    ) -> Problem:
+        """The Hessian of a scalar function: the Jacobian of its gradient, n × n, symmetric to rounding.
+
+        A column of it is forward-over-reverse (strategies jvp/…) or reverse-over-reverse (vjp/…); the
+        double-VJP ones differentiate three times. What `fn` returns is one tensor of one element.
+
+        Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994).
+        """
+        return cls(_GradientOf(fn, argnums), args, argnums, in_dims, seed=seed)
+
     # -- what J looks like ---------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -83,7 +129,7 @@ class Problem:
         A function that reads values (`.item()`, control flow) cannot run on fakes: it runs once for real,
         on one point.
         """
-        outputs = self._traced_outputs()
+        outputs = self._traced.outputs
         dtype = functools.reduce(torch.promote_types, [o.dtype for _, o in outputs] + self._wanted_dtypes())
         return JacobianShape(
             points=self.points,
@@ -98,6 +144,26 @@ class Problem:
                 ]
             ),
         )
+
+    @property
+    def output_spec(self) -> pytree.TreeSpec:
+        """The structure that `fn` returns; its leaves are the segments `shape.outputs`, in order."""
+        return self._traced.spec
+
+    @property
+    def output_dtypes(self) -> list[torch.dtype]:
+        """The dtype of each output leaf."""
+        return [output.dtype for _, output in self._traced.outputs]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest floating-point dtype that `fn` computes in, its arguments and outputs included."""
+        return self._traced.precision
+
+    @property
+    def randomness(self) -> Literal["error", "same"]:
+        """What `torch.func.vmap` is told: with a seed, all copies share the randomness of a single call."""
+        return "error" if self.seed is None else "same"
 
     @property
     def argument_specs(self) -> list[pytree.TreeSpec]:
@@ -144,16 +210,32 @@ class Problem:
         """`fn` at k points in one call. `carried` says which leaves have the leading axis; all outputs do.
 
         A function of single samples is lifted with `vmap`. So is a batched one that is asked for a leading
-        axis where it takes none: parameters repeated once a sample, say.
+        axis where it takes none (parameters repeated once a sample, say), or that would give each sample a
+        randomness of its own.
         """
-        if self.batched and tuple(carried) == self.carried:
+        if self.batched and self.seed is None and tuple(carried) == self.carried:
             return self._call(leaves)
         in_dims = tuple(0 if c else None for c in carried)
-        outputs: list[Tensor] = torch.func.vmap(lambda *point: self.call_one(point), in_dims=in_dims)(*leaves)
+        lifted = torch.func.vmap(
+            lambda *point: self.call_one(point), in_dims=in_dims, randomness=self.randomness
+        )
+        outputs: list[Tensor] = lifted(*leaves)
         return outputs
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
-        return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+        with self._randomness(leaves):
+            return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+
+    @contextmanager
+    def _randomness(self, leaves: Sequence[Any]) -> Iterator[None]:
+        """Begin with the seed, and leave the generators outside as they were."""
+        if self.seed is None:
+            yield
+            return
+        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+            torch.manual_seed(self.seed)
+            yield
 
     # -- moving --------------------------------------------------------------------------------------------
 
@@ -168,39 +250,53 @@ class Problem:
                 return leaf
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-        moved = object.__new__(Problem)
-        moved.__dict__.update(self.__dict__)
+        moved = self.with_leaves([move(leaf) for leaf in self.leaves])
         moved.__dict__.pop("shape", None)
-        moved.leaves = [move(leaf) for leaf in self.leaves]
+        moved.__dict__.pop("_traced", None)
         return moved
+
+    def seeded(self, seed: int) -> Problem:
+        """The same problem, every call of whose function begins with `seed`."""
+        other = self.with_leaves(self.leaves)
+        other.seed = seed
+        return other
+
+    def with_leaves(self, leaves: Sequence[Any]) -> Problem:
+        """The same problem with other tensors of the same shapes and dtypes."""
+        other = object.__new__(Problem)
+        other.__dict__.update(self.__dict__)
+        other.leaves = list(leaves)
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         # A view pickles its whole storage, and a result of autograd does not pickle at all.
-        return {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves]}
+        state = {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves]}
+        state.pop("_traced", None)  # tensors, perhaps fake ones
+        return state
 
     # -- looking at fn once --------------------------------------------------------------------------------
 
-    def _traced_outputs(self) -> list[tuple[str, Tensor]]:
-        """Name and (perhaps fake) tensor of each output leaf at one point, checked to have a Jacobian."""
+    @functools.cached_property
+    def _traced(self) -> _Trace:
+        """What one call shows, its outputs checked to have a Jacobian."""
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-                out = self._run_once([self._as_fake(leaf, fake) for leaf in self.leaves])
+                return self._run_once([self._as_fake(leaf, fake) for leaf in self.leaves])
         except InputError:
             raise
         except Exception:
             # Not every function runs on fakes; only one that fails on real data has failed.
             try:
-                out = self._run_once(self.leaves)
+                return self._run_once(self.leaves)
             except InputError:
                 raise
             except Exception as error:
                 raise function_error(error, "when it was called once, on the first point") from None
-        return out
 
     def _as_fake(self, leaf: Any, fake: FakeTensorMode) -> Any:
         return fake.from_tensor(leaf.detach()) if isinstance(leaf, Tensor) else leaf
 
-    def _run_once(self, leaves: Sequence[Any]) -> list[tuple[str, Tensor]]:
+    def _run_once(self, leaves: Sequence[Any]) -> _Trace:
         # Two samples tell a leading axis from an output that merely has size 1.
         samples = 2
         point = []
@@ -210,7 +306,8 @@ class Problem:
             if index in self.wanted:
                 leaf = leaf.detach().requires_grad_()
             point.append(leaf)
-        result = self.fn(*pytree.tree_unflatten(point, self._spec))
+        with self._randomness(leaves), _WatchDtypes() as watch:
+            result = self.fn(*pytree.tree_unflatten(point, self._spec))
         named = _named_leaves(result, alone="output")
         _check_outputs(named)
         if self.batched:
@@ -225,7 +322,12 @@ class Problem:
             named = [(name, output[0]) for name, output in named]
         if sum(output.numel() for _, output in named) == 0:
             raise InputError.about("fn's output", got="no elements (m = 0)", expected="at least one")
-        return named
+        seen = {*watch.seen, *self._wanted_dtypes(), *(output.dtype for _, output in named)}
+        return _Trace(
+            outputs=[(name, output.detach()) for name, output in named],
+            spec=pytree.tree_structure(result),
+            precision=coarsest(seen),
+        )
 
     def _check_wanted(self) -> None:
         for name, index in zip(self._input_names, self.wanted, strict=True):
@@ -252,6 +354,90 @@ class Problem:
                 expected="at least one",
                 do="check argnums",
             )
+
+
+class _Trace(NamedTuple):
+    """Name and (perhaps fake) tensor of each output leaf at one point; their structure; `precision`."""
+
+    outputs: list[tuple[str, Tensor]]
+    spec: pytree.TreeSpec
+    precision: torch.dtype
+
+
+class _WatchDtypes(TorchDispatchMode):
+    """Notes the floating-point dtypes of all that is computed: autocast hides them from the outside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.seen.update(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        return result
+
+
+class _OfParameters:
+    """A module as a function of its parameters and buffers, which are called by name."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], *inputs: Any) -> Any:
+        # A module that counts its calls or averages its batches would write into the buffers.
+        own = {name: buffer.clone() for name, buffer in buffers.items()}
+        return torch.func.functional_call(self.module, (parameters, own), inputs)
+
+
+class _GradientOf:
+    """The gradient of a scalar function with respect to `argnums`, itself differentiable in every mode."""
+
+    def __init__(self, fn: Callable[..., Any], argnums: int | Sequence[int]) -> None:
+        self.fn = fn
+        self.argnums = argnums if isinstance(argnums, int) else tuple(argnums)
+
+    def __call__(self, *args: Any) -> Any:
+        if inside_transform():
+            return torch.func.grad(self._scalar, self.argnums)(*args)
+        # Plain autograd does what torch.func does not: saved-tensor hooks, functions without setup_context.
+        numbers = (self.argnums,) if isinstance(self.argnums, int) else self.argnums
+        args = tuple(
+            # A view, since detach() would drop the tangent of a dual number.
+            pytree.tree_map(lambda leaf: leaf.view_as(leaf), arg) if number in numbers else arg
+            for number, arg in enumerate(args)
+        )
+        wanted = tuple(args[number] for number in numbers)
+        leaves, spec = pytree.tree_flatten(wanted)
+        for leaf in leaves:
+            if not leaf.requires_grad:
+                leaf.requires_grad_()
+        with torch.enable_grad():
+            value = self._scalar(*args)
+            gradients = torch.autograd.grad(
+                value, leaves, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        tree = pytree.tree_unflatten(list(gradients), spec)
+        return tree[0] if isinstance(self.argnums, int) else tree
+
+    def _scalar(self, *args: Any) -> Tensor:
+        value = self.fn(*args)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError.about(
+                "Problem.hessian fn", got=got, expected="one tensor of one element", do="return a scalar"
+            )
+        return value.reshape(())
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The floating-point dtype with the fewest digits."""
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def inside_transform() -> bool:
+    """Is this code run by a transform of torch.func?"""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def function_error(error: BaseException, when: str) -> FunctionError:

@@ -97,6 +97,11 @@ class JacobianShape(BaseModel):
         return self.columns * self.item_bytes
 
     @property
+    def column_bytes(self) -> int:
+        """Bytes of one column, m entries."""
+        return self.rows * self.item_bytes
+
+    @property
     def matrix_bytes(self) -> int:
         """Bytes of one point's matrix, m × n entries."""
         return self.rows * self.row_bytes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Chunk
+from jacjobs.autodiff.strategy import Chunk, products_of
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -19,27 +19,36 @@ from jacjobs.shape import Rectangle
 def compute_block(problem: Problem, strategy: str, block: Rectangle, chunk: int) -> NDArray[np.generic]:
     """Entries of `block`: shape (points, rows, columns), in the dtype that J is stored as.
 
+    A block of a strategy that makes rows has all columns, one of a strategy that makes columns all rows.
     Raises what the user's function raises.
     """
+    maker = STRATEGIES[strategy]
+    shape = problem.shape
+    by_rows = maker.makes == "rows"
+    lengths = (block.rows, shape.columns) if by_rows else (block.columns, shape.rows)
     on_cuda = any(problem.leaves[index].is_cuda for index in problem.wanted)
-    host = torch.empty(
-        (block.points, block.rows, block.columns),
-        dtype=getattr(torch, problem.shape.dtype),
-        pin_memory=on_cuda,
-    )
-    for part in STRATEGIES[strategy].chunks(problem, block, OneHot(problem.shape.rows), chunk):
-        _copy(part, host, block, whole=on_cuda)
+    # (points, products, what one product holds): a product lies in one piece, so a chunk is one copy.
+    host = torch.empty((block.points, *lengths), dtype=getattr(torch, shape.dtype), pin_memory=on_cuda)
+    first = products_of(maker, block)[0]
+    seeds = OneHot(shape.rows if by_rows else shape.columns)
+    for part in maker.chunks(problem, block, seeds, chunk):
+        _copy(part, host, block.point_start, first, whole=on_cuda)
     if on_cuda:
         torch.cuda.synchronize()
-    return host.numpy()
+    return host.numpy() if by_rows else host.transpose(1, 2).contiguous().numpy()
 
 
-def _copy(chunk: Chunk, host: torch.Tensor, block: Rectangle, *, whole: bool) -> None:
-    """Put a chunk where it belongs; `whole` gathers its leaves first, so that one transfer suffices."""
-    points = slice(chunk.points.start - block.point_start, chunk.points.stop - block.point_start)
-    rows = slice(chunk.rows.start - block.row_start, chunk.rows.stop - block.row_start)
-    leaves = [torch.cat(chunk.leaves, dim=2)] if whole else chunk.leaves
-    column = 0
+def _copy(chunk: Chunk, host: torch.Tensor, point: int, product: int, *, whole: bool) -> None:
+    """Put a chunk where it belongs in a buffer that begins at `point` and `product`.
+
+    `whole` gathers its leaves first, so that one transfer suffices.
+    """
+    points = slice(chunk.points.start - point, chunk.points.stop - point)
+    products = slice(chunk.products.start - product, chunk.products.stop - product)
+    # A function that differentiates inside itself leaves a graph on its tangents.
+    made = [leaf.detach() for leaf in chunk.leaves]
+    leaves = [torch.cat(made, dim=2)] if whole else made
+    start = 0
     for leaf in leaves:
-        host[points, rows, column : column + leaf.shape[2]].copy_(leaf, non_blocking=whole)
-        column += leaf.shape[2]
+        host[points, products, start : start + leaf.shape[2]].copy_(leaf, non_blocking=whole)
+        start += leaf.shape[2]

@@ -1,24 +1,43 @@
-"""Every strategy by name, and whether a function supports it: found by trying, not declared."""
+"""Every strategy by name."""
 
 from __future__ import annotations
 
+from jacjobs.autodiff.double import DoubleVjpLoop, DoubleVjpRepeat, DoubleVjpVmap
+from jacjobs.autodiff.forward import JvpLoop, JvpRepeat, JvpVmap
 from jacjobs.autodiff.reverse import VjpLoop, VjpRepeat, VjpVmap
-from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy
-from jacjobs.problem import Problem
-from jacjobs.shape import Rectangle
+from jacjobs.shape import JacobianShape
 
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in (VjpVmap(), VjpRepeat(), VjpLoop())}
-"""In the order in which the planner prefers them as long as it knows no costs."""
+STRATEGIES: dict[str, Strategy] = {
+    strategy.name: strategy
+    for strategy in (
+        VjpVmap(),
+        VjpRepeat(),
+        VjpLoop(),
+        JvpVmap(),
+        JvpRepeat(),
+        JvpLoop(),
+        DoubleVjpVmap(),
+        DoubleVjpRepeat(),
+        DoubleVjpLoop(),
+    )
+}
+
+_BY_ROWS = ("vjp/vmap", "vjp/repeat", "vjp/loop")
+_BY_COLUMNS = (
+    "jvp/vmap",
+    "double-vjp/vmap",
+    "jvp/repeat",
+    "double-vjp/repeat",
+    "double-vjp/loop",
+    "jvp/loop",
+)
+FORWARD_PAYS = 2
+"""Without a measurement, columns are preferred where there are this many times fewer of them than rows."""
 
 
-def why_unsupported(problem: Problem, name: str) -> Exception | None:
-    """Try the strategy on a tiny real chunk: two points, two rows at once. None means that it works."""
-    shape = problem.shape
-    corner = Rectangle(0, min(2, shape.points), 0, min(2, shape.rows), 0, shape.columns)
-    try:
-        for _ in STRATEGIES[name].chunks(problem, corner, OneHot(shape.rows), chunk=4):
-            pass
-    except Exception as error:
-        return error
-    return None
+def in_order_of_preference(shape: JacobianShape) -> list[str]:
+    """All strategies, those first that are likely to be fast for a Jacobian of this shape."""
+    batched_first = sorted((*_BY_ROWS, *_BY_COLUMNS), key=lambda name: name.endswith("/loop"))
+    forward = FORWARD_PAYS * shape.columns <= shape.rows
+    return sorted(batched_first, key=lambda name: (name in _BY_ROWS) == forward)

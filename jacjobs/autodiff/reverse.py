@@ -2,45 +2,57 @@
 
 With m rows a point and chunks of k products, for one point:
 
-| strategy   | forward passes | backward passes      | device memory grows by, a product          |
-| ---------- | -------------- | -------------------- | ------------------------------------------ |
-| vjp/loop   | 1              | m                    | (one product at a time)                    |
-| vjp/repeat | m, in ⌈m/k⌉ calls | m, in ⌈m/k⌉ calls | a graph, an input and a row of n           |
-| vjp/vmap   | 1              | m, in ⌈m/k⌉ calls    | the backward's intermediates, a row of n   |
+| strategy   | calls of fn | calls of autograd.grad | device memory grows by, a product of the chunk |
+| ---------- | ----------- | ---------------------- | ---------------------------------------------- |
+| vjp/loop   | 1           | m                      | (its chunk is 1)                               |
+| vjp/repeat | ⌈m/k⌉       | ⌈m/k⌉                  | a graph, an input and a row of n               |
+| vjp/vmap   | 1           | ⌈m/k⌉                  | the backward's intermediates and a row of n    |
 
-With many points the chunk runs over pairs of point and row: ⌊k/m⌋ points are handled at once where k ≥ m.
-
-Sources: vjp/loop is the recipe of torch's autograd documentation; vjp/repeat the repeat trick (copy the
-input once per output, differentiate one batched call against an identity); vjp/vmap is what
-`torch.func.jacrev` does (https://docs.pytorch.org/docs/stable/generated/torch.func.jacrev.html).
+A call of vjp/repeat is k samples wide, so it makes m forward passes in all. With many points the chunk runs
+over pairs of point and row: ⌊k/m⌋ points are handled at once where k ≥ m.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jacjobs.autodiff.seeds import SeedMaker
-from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, row_ranges
+from jacjobs.autodiff.graph import repeated, tiled, vjp, watched
+from jacjobs.autodiff.seeds import SeedMaker, draw, lay_out, make
+from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
 
 class VjpLoop(Strategy):
-    """One graph a point, kept for its rows; one `autograd.grad` a row. Works wherever `backward()` does."""
+    """One graph a point, kept for its rows; one `autograd.grad` a row. Works wherever `backward()` does.
+
+    Cost: 1 forward pass and m backward passes a point. Memory: one graph and one row, whatever the chunk.
+    Source: torch's autograd documentation,
+    https://docs.pytorch.org/docs/stable/generated/torch.autograd.grad.html
+    """
 
     product, batching = "vjp", "loop"
 
-    def chunks(self, problem: Problem, block: Rectangle, seeds: SeedMaker, chunk: int) -> Iterator[Chunk]:
+    def chunks(
+        self,
+        problem: Problem,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Chunk]:
         for point in range(block.point_start, block.point_stop):
-            leaves, inputs = _watched(problem.at_point(point), problem.wanted)
+            leaves, inputs = watched(problem.at_point(point), problem.wanted, create_graph=create_graph)
             outputs = problem.call_one(leaves)
             for row in range(block.row_start, block.row_stop):
-                (seed,) = _make(seeds, row, row + 1, inputs)
-                gradients = _vjp(outputs, inputs, _split(seed, outputs), keep_graph=row + 1 < block.row_stop)
+                cotangents = [seed[0] for seed in make(seeds, row, row + 1, outputs)]
+                last = row + 1 == block.row_stop
+                gradients = vjp(outputs, inputs, cotangents, keep_graph=not last, create_graph=create_graph)
                 yield Chunk(
                     slice(point, point + 1), slice(row, row + 1), [g.reshape(1, 1, -1) for g in gradients]
                 )
@@ -51,61 +63,87 @@ class VjpRepeat(Strategy):
 
     Needs a function that treats its samples independently: what `vmap` makes of a function of one sample,
     or one that says `batched=True`.
+
+    Cost: m forward and m backward passes a point, k at a time. Memory: k graphs.
+    Source: the repeat trick, as in S. Barratt's gist "Get the jacobian of a vector-valued function that takes
+    batch inputs, in pytorch" (2018).
     """
 
     product, batching = "vjp", "repeat"
 
-    def chunks(self, problem: Problem, block: Rectangle, seeds: SeedMaker, chunk: int) -> Iterator[Chunk]:
-        carried = [c or index in problem.wanted for index, c in enumerate(problem.carried)]
-        for start, stop in point_groups(block, chunk):
-            for first, last in row_ranges(block, chunk):
-                points, rows = stop - start, last - first
-                copies = points * rows
-                leaves = problem.at_points(start, stop)
-                for index, leaf in enumerate(leaves):
-                    if problem.carried[index]:
-                        leaves[index] = leaf.repeat_interleave(rows, dim=0)
-                    elif carried[index]:
-                        leaves[index] = leaf.expand(copies, *leaf.shape)
-                leaves, inputs = _watched(leaves, problem.wanted)
+    def chunks(
+        self,
+        problem: Problem,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Chunk]:
+        for start, stop in point_groups(block, block.rows, chunk):
+            for first, last in product_ranges(block.row_start, block.row_stop, chunk):
+                copies, carried = repeated(problem, start, stop, last - first)
+                leaves, inputs = watched(copies, problem.wanted, create_graph=create_graph)
                 outputs = problem.call_batch(leaves, carried)
-                seed = _make(seeds, first, last, inputs)
-                cotangents = [
-                    c.expand(points, *c.shape).reshape(copies, *c.shape[1:])
-                    for c in _split(seed, [output[0] for output in outputs])
-                ]
-                gradients = _vjp(outputs, inputs, cotangents)
+                seed = make(seeds, first, last, [output[0] for output in outputs])
+                cotangents = [tiled(part, stop - start) for part in seed]
+                gradients = vjp(outputs, inputs, cotangents, create_graph=create_graph)
                 del outputs
                 yield Chunk(
-                    slice(start, stop), slice(first, last), [g.reshape(points, rows, -1) for g in gradients]
+                    slice(start, stop),
+                    slice(first, last),
+                    [g.reshape(stop - start, last - first, -1) for g in gradients],
                 )
 
 
 class VjpVmap(Strategy):
-    """One graph, a batch of cotangents: `vmap` over the backward pass."""
+    """One graph, a batch of cotangents: `vmap` over the backward pass.
+
+    Cost: 1 forward pass and m backward passes a point, k at a time. Memory: one graph, and k times what a
+    backward pass holds.
+    Source: `torch.func.jacrev`, https://docs.pytorch.org/docs/stable/generated/torch.func.jacrev.html
+    """
 
     product, batching = "vjp", "vmap"
 
-    def chunks(self, problem: Problem, block: Rectangle, seeds: SeedMaker, chunk: int) -> Iterator[Chunk]:
+    def chunks(
+        self,
+        problem: Problem,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Chunk]:
         own_inputs = all(problem.carried[index] for index in problem.wanted)
-        for start, stop in point_groups(block, chunk):
+        for start, stop in point_groups(block, block.rows, chunk):
             if stop - start == 1:
-                yield from self._one_point(problem, start, block, seeds, chunk)
+                yield from self._one_point(problem, start, block, seeds, chunk, create_graph)
             elif own_inputs:
-                yield self._stacked(problem, start, stop, block, seeds)
+                yield self._stacked(problem, start, stop, block, seeds, create_graph)
             else:
                 yield self._nested(problem, start, stop, block, seeds)
 
     def _one_point(
-        self, problem: Problem, point: int, block: Rectangle, seeds: SeedMaker, chunk: int
+        self,
+        problem: Problem,
+        point: int,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        create_graph: bool,
     ) -> Iterator[Chunk]:
         """An ordinary graph, kept for the chunks of its rows and freed by the last."""
-        leaves, inputs = _watched(problem.at_point(point), problem.wanted)
+        leaves, inputs = watched(problem.at_point(point), problem.wanted, create_graph=create_graph)
         outputs = problem.call_one(leaves)
-        for first, last in row_ranges(block, chunk):
-            seed = _make(seeds, first, last, inputs)
-            gradients = _vjp(
-                outputs, inputs, _split(seed, outputs), batched=True, keep_graph=last < block.row_stop
+        for first, last in product_ranges(block.row_start, block.row_stop, chunk):
+            gradients = vjp(
+                outputs,
+                inputs,
+                make(seeds, first, last, outputs),
+                batched=True,
+                keep_graph=last < block.row_stop,
+                create_graph=create_graph,
             )
             yield Chunk(
                 slice(point, point + 1),
@@ -113,16 +151,23 @@ class VjpVmap(Strategy):
                 [g.reshape(1, last - first, -1) for g in gradients],
             )
 
-    def _stacked(self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker) -> Chunk:
+    def _stacked(
+        self,
+        problem: Problem,
+        start: int,
+        stop: int,
+        block: Rectangle,
+        seeds: SeedMaker,
+        create_graph: bool,
+    ) -> Chunk:
         """Every point has inputs of its own, so one ordinary graph over the batch serves them all."""
-        leaves, inputs = _watched(problem.at_points(start, stop), problem.wanted)
+        leaves, inputs = watched(problem.at_points(start, stop), problem.wanted, create_graph=create_graph)
         outputs = problem.call_batch(leaves, problem.carried)
-        seed = _make(seeds, block.row_start, block.row_stop, inputs)
         cotangents = [
             c.unsqueeze(1).expand(block.rows, stop - start, *c.shape[1:])
-            for c in _split(seed, [output[0] for output in outputs])
+            for c in make(seeds, block.row_start, block.row_stop, [output[0] for output in outputs])
         ]
-        gradients = _vjp(outputs, inputs, cotangents, batched=True)
+        gradients = vjp(outputs, inputs, cotangents, batched=True, create_graph=create_graph)
         return Chunk(
             slice(start, stop),
             slice(block.row_start, block.row_stop),
@@ -132,7 +177,8 @@ class VjpVmap(Strategy):
     def _nested(self, problem: Problem, start: int, stop: int, block: Rectangle, seeds: SeedMaker) -> Chunk:
         """Inputs that points share (parameters): the forward pass shares them, the backward does not."""
         leaves = problem.at_points(start, stop)
-        seed = _make(seeds, block.row_start, block.row_stop, [leaves[index] for index in problem.wanted])
+        device = leaves[problem.wanted[0]].device
+        seed = draw(seeds, block.row_start, block.row_stop, problem.output_dtypes, device)
 
         def rows_at(*point: Any) -> list[Tensor]:
             def of_wanted(*inputs: Tensor) -> list[Tensor]:
@@ -141,62 +187,13 @@ class VjpVmap(Strategy):
                     full[index] = leaf
                 return problem.call_one(full)
 
-            outputs, vjp = torch.func.vjp(of_wanted, *[point[index] for index in problem.wanted])[:2]
-            return list(torch.func.vmap(vjp)(_split(seed, outputs)))
+            outputs, pull_back = torch.func.vjp(of_wanted, *[point[index] for index in problem.wanted])[:2]
+            return list(torch.func.vmap(pull_back)(lay_out(seed, outputs)))
 
         in_dims = tuple(0 if c else None for c in problem.carried)
-        gradients = torch.func.vmap(rows_at, in_dims=in_dims)(*leaves)
+        gradients = torch.func.vmap(rows_at, in_dims=in_dims, randomness=problem.randomness)(*leaves)
         return Chunk(
             slice(start, stop),
             slice(block.row_start, block.row_stop),
             [g.reshape(stop - start, block.rows, -1) for g in gradients],
         )
-
-
-def _watched(leaves: Sequence[Any], wanted: Sequence[int]) -> tuple[list[Any], list[Tensor]]:
-    """The leaves, those wanted as fresh leaves of a graph; and these again, in the order of J's columns."""
-    watched = list(leaves)
-    for index in wanted:
-        watched[index] = watched[index].detach().requires_grad_()
-    return watched, [watched[index] for index in wanted]
-
-
-def _make(seeds: SeedMaker, start: int, stop: int, like: Sequence[Tensor]) -> Tensor:
-    return seeds(start, stop, dtype=like[0].dtype, device=like[0].device)
-
-
-def _split(seed: Tensor, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Seeds (..., m) as one cotangent an output leaf: (..., *shape of the leaf), in the leaf's dtype."""
-    parts = torch.split(seed, [output.numel() for output in outputs], dim=-1)
-    return [
-        part.reshape((*seed.shape[:-1], *output.shape)).to(output.dtype)
-        for part, output in zip(parts, outputs, strict=True)
-    ]
-
-
-def _vjp(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    cotangents: Sequence[Tensor],
-    *,
-    batched: bool = False,
-    keep_graph: bool = False,
-) -> list[Tensor]:
-    """One `autograd.grad`. Zeros, not None, for an input that the outputs do not depend on."""
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
-    if pairs:
-        gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [c for _, c in pairs],
-            retain_graph=keep_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
-    # torch's own materialize_grads forgets the batch axis.
-    batch = cotangents[0].shape[:1] if batched else ()
-    return [
-        x.new_zeros(()).expand(*batch, *x.shape) if g is None else g
-        for g, x in zip(gradients, inputs, strict=True)
-    ]

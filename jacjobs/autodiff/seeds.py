@@ -6,15 +6,18 @@ A strategy asks for seeds i..i+k and returns k products. One-hot seeds make entr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from jacjobs.problem import coarsest
+
 
 class SeedMaker(Protocol):
     def __call__(self, start: int, stop: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Seeds `start:stop`, shape (stop - start, size): a cotangent of m elements a row, say."""
+        """Seeds `start:stop`, shape (stop - start, size): cotangents of m elements, or tangents of n."""
         ...
 
 
@@ -28,3 +31,39 @@ class OneHot:
         seeds = torch.zeros(stop - start, self.size, dtype=dtype, device=device)
         seeds.diagonal(offset=start).fill_(1)
         return seeds
+
+
+class Gaussian:
+    """Random vectors of `size`: vector i depends on `key` and i alone, on every device and every torch."""
+
+    def __init__(self, size: int, key: int = 0) -> None:
+        self.size = size
+        self.key = key
+
+    def __call__(self, start: int, stop: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.stack([self._vector(index) for index in range(start, stop)]).to(device, dtype)
+
+    def _vector(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.key << 32) ^ index)
+        return torch.randn(self.size, generator=generator, dtype=torch.float64)
+
+
+def make(seeds: SeedMaker, start: int, stop: int, like: Sequence[Tensor]) -> list[Tensor]:
+    """Seeds `start:stop`, laid out as the leaves `like`: one tensor (stop - start, *shape) a leaf."""
+    return lay_out(draw(seeds, start, stop, [leaf.dtype for leaf in like], like[0].device), like)
+
+
+def draw(
+    seeds: SeedMaker, start: int, stop: int, dtypes: Sequence[torch.dtype], device: torch.device
+) -> Tensor:
+    """Seeds `start:stop`, (stop - start, size), in the coarsest of the dtypes: each can hold them exactly."""
+    return seeds(start, stop, dtype=coarsest(dtypes), device=device)
+
+
+def lay_out(made: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Seeds (k, size) as one tensor (k, *shape) a leaf."""
+    parts = torch.split(made, [leaf.numel() for leaf in like], dim=1)
+    return [
+        part.reshape((made.shape[0], *leaf.shape)).to(leaf.dtype)
+        for part, leaf in zip(parts, like, strict=True)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,39 +14,67 @@ from jacjobs.shape import Rectangle
 
 
 class Chunk(NamedTuple):
-    """Finished products, on the device: `leaves[l]` has shape (points, rows, size of input leaf l)."""
+    """Finished products, on the device.
+
+    products: which rows (of a strategy that makes rows) or which columns.
+    leaves:   `leaves[l]` has shape (points, products, size of leaf l): of input leaf l where products are
+              rows of J, of output leaf l where they are columns.
+    """
 
     points: slice
-    rows: slice
+    products: slice
     leaves: list[Tensor]
 
 
 class Strategy(ABC):
     """A product and a batching. Stateless: one instance serves all problems."""
 
-    product: ClassVar[str]
-    batching: ClassVar[str]
+    product: ClassVar[Literal["vjp", "jvp", "double-vjp"]]
+    batching: ClassVar[Literal["loop", "repeat", "vmap"]]
 
     @property
     def name(self) -> str:
         return f"{self.product}/{self.batching}"
 
-    @abstractmethod
-    def chunks(self, problem: Problem, block: Rectangle, seeds: SeedMaker, chunk: int) -> Iterator[Chunk]:
-        """The products of `block`, at most `chunk` at once, each pair of point and row exactly once.
+    @property
+    def makes(self) -> Literal["rows", "columns"]:
+        """What one product is of J."""
+        return "rows" if self.product == "vjp" else "columns"
 
-        Graphs live no longer than the chunks that need them: the consumer holds one chunk at a time.
+    @abstractmethod
+    def chunks(
+        self,
+        problem: Problem,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Chunk]:
+        """The products of `block`, at most `chunk` at once, each pair of point and product exactly once.
+
+        A strategy that makes rows gives them whole, one that makes columns too: of the block it uses the
+        points and the extent of the products. With `create_graph` the products can be differentiated
+        again, with respect to the leaves and to whatever `fn` captured; without, graphs live no longer than
+        the chunks that need them: the consumer holds one chunk at a time.
         """
 
 
-def point_groups(block: Rectangle, chunk: int) -> Iterator[tuple[int, int]]:
-    """Ranges of points that one graph serves: as many as have all their rows in one chunk, at least one."""
-    group = max(1, chunk // block.rows)
+def products_of(strategy: Strategy, block: Rectangle) -> tuple[int, int]:
+    """The extent of `block` along the axis of the strategy's products."""
+    if strategy.makes == "rows":
+        return block.row_start, block.row_stop
+    return block.column_start, block.column_stop
+
+
+def point_groups(block: Rectangle, products: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Ranges of points handled at once: as many as have all their products in one chunk, at least one."""
+    group = max(1, chunk // products)
     for start in range(block.point_start, block.point_stop, group):
         yield start, min(start + group, block.point_stop)
 
 
-def row_ranges(block: Rectangle, chunk: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `chunk` rows; the last may be shorter."""
-    for start in range(block.row_start, block.row_stop, chunk):
-        yield start, min(start + chunk, block.row_stop)
+def product_ranges(start: int, stop: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `chunk` products; the last may be shorter."""
+    for first in range(start, stop, chunk):
+        yield first, min(first + chunk, stop)

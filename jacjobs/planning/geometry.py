@@ -35,6 +35,12 @@ class Tiling(BaseModel):
     part_rows: int
     block_points: int
     block_rows: int
+    block_columns: int
+
+    @property
+    def splits_rows(self) -> bool:
+        """Do blocks hold pieces of rows? Then a part is put together before it is written."""
+        return self.block_columns < self.columns
 
     @property
     def parts(self) -> int:
@@ -50,9 +56,13 @@ class Tiling(BaseModel):
         total = 0
         for point_parts, points in _split(self.points, self.part_points):
             for row_parts, rows in _split(self.rows, self.part_rows):
-                a_part = _ceil(points, self.block_points) * _ceil(rows, self.block_rows)
-                total += point_parts * row_parts * a_part
+                total += point_parts * row_parts * self._blocks(points, rows)
         return total
+
+    def _blocks(self, points: int, rows: int) -> int:
+        """How many a part of so many points and rows has."""
+        a_row = _ceil(self.columns, self.block_columns)
+        return _ceil(points, self.block_points) * _ceil(rows, self.block_rows) * a_row
 
     def part(self, index: int) -> Rectangle:
         """Parts in the order of (point, row)."""
@@ -69,38 +79,49 @@ class Tiling(BaseModel):
 
     def blocks_in(self, part: int) -> int:
         whole = self.part(part)
-        return _ceil(whole.points, self.block_points) * _ceil(whole.rows, self.block_rows)
+        return self._blocks(whole.points, whole.rows)
 
     def block(self, part: int, index: int) -> Rectangle:
-        """Blocks of a part in the order of (point, row): written one after another, records are sorted."""
+        """Blocks of a part in the order of (point, row, column).
+
+        Written one after another, records are sorted, unless rows are split.
+        """
         whole = self.part(part)
-        i, j = divmod(index, _ceil(whole.rows, self.block_rows))
+        rest, k = divmod(index, _ceil(self.columns, self.block_columns))
+        i, j = divmod(rest, _ceil(whole.rows, self.block_rows))
         point = whole.point_start + i * self.block_points
         row = whole.row_start + j * self.block_rows
+        column = k * self.block_columns
         return Rectangle(
             point,
             min(point + self.block_points, whole.point_stop),
             row,
             min(row + self.block_rows, whole.row_stop),
-            0,
-            self.columns,
+            column,
+            min(column + self.block_columns, self.columns),
         )
 
 
-def tile(shape: JacobianShape, chunk: int) -> Tiling:
-    """Cut J for chunks of `chunk` products: ranges of points where a block holds whole matrices, else rows.
+def tile(shape: JacobianShape, chunk: int, *, by_columns: bool = False) -> Tiling:
+    """Cut J for chunks of `chunk` products: ranges of points where a block holds whole matrices, else ranges
+    of rows, or, where a product is a column, of columns.
 
-    A block is at least one chunk, so that a large chunk is not cut short.
+    A block is at least one chunk, so that a large chunk is not cut short. A part holds whole rows: where
+    blocks are ranges of columns it holds whole matrices, however large.
     """
     block_bytes = _clamp(shape.total_bytes // BLOCKS_WANTED, SMALLEST_BLOCK_BYTES, BLOCK_BYTES)
     part_bytes = _clamp(shape.total_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, PART_BYTES)
-    chunk_points = max(1, chunk // shape.rows)
+    products, product_bytes = shape.rows, shape.row_bytes
+    if by_columns:
+        products, product_bytes = shape.columns, shape.column_bytes
+    chunk_points = max(1, chunk // products)
+    block_products = products
     if shape.matrix_bytes <= block_bytes or chunk_points > 1:
         block_points = _multiple(block_bytes // shape.matrix_bytes, chunk_points, at_most=shape.points)
-        block_rows = shape.rows
     else:
         block_points = 1
-        block_rows = _multiple(block_bytes // shape.row_bytes, chunk, at_most=shape.rows)
+        block_products = _multiple(block_bytes // product_bytes, chunk, at_most=products)
+    block_rows = shape.rows if by_columns else block_products
     if block_rows == shape.rows or shape.matrix_bytes <= part_bytes:
         part_points = _multiple(part_bytes // shape.matrix_bytes, block_points, at_most=shape.points)
         part_rows = shape.rows
@@ -115,6 +136,7 @@ def tile(shape: JacobianShape, chunk: int) -> Tiling:
         part_rows=part_rows,
         block_points=block_points,
         block_rows=block_rows,
+        block_columns=block_products if by_columns else shape.columns,
     )
 
 

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-StrategyName = Literal["vjp/loop", "vjp/repeat", "vjp/vmap"]
+StrategyName = Literal[
+    "vjp/loop",
+    "vjp/repeat",
+    "vjp/vmap",
+    "jvp/loop",
+    "jvp/repeat",
+    "jvp/vmap",
+    "double-vjp/loop",
+    "double-vjp/repeat",
+    "double-vjp/vmap",
+]
 
 
 class _Options(BaseModel):
@@ -17,15 +27,20 @@ class _Options(BaseModel):
 class ComputeOptions(_Options):
     """How products are made.
 
-    strategy:   one by name, or auto: the first that the function supports.
+    strategy:   one by name, or auto: the first, in the order of expected speed, that the function supports.
     chunk:      how many products are made at once, or auto.
     dtype:      cast the floating-point arguments to it first; null leaves them as they are.
+    seed:       for a random function (dropout): every call of it begins with this seed.
+    check:      how much of J is compared with a product of the other mode: auto (a sample of points that
+                costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
     """
 
     strategy: Literal["auto"] | StrategyName = "auto"
     chunk: Literal["auto"] | Count = "auto"
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    check: Literal["auto", "all", "off"] = "auto"
     nonfinite: Literal["error", "warn", "allow"] = "error"
 
 

@@ -45,6 +45,7 @@ from jacjobs.run.ledger import (
     Compute,
     Drop,
     Event,
+    Findings,
     StartAssembler,
     StartWorker,
     WorkerJoined,
@@ -93,13 +94,13 @@ class _WorkerActor:
     def ready(self) -> None:
         return None
 
-    def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, int | JacjobsError]:
-        """The entries, and apart from them how many are not finite: or the error that the user made."""
+    def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, Findings | JacjobsError]:
+        """The entries, and apart from them what was noticed: or the error that the user made."""
         try:
             computed = self._worker.compute(block)
         except JacjobsError as error:
             return None, error
-        return computed.values, computed.nonfinite
+        return computed.values, computed.findings
 
 
 class _AssemblerActor:

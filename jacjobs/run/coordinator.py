@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from jacjobs.planning.planner import Plan
 from jacjobs.run.executor import Executor
@@ -138,9 +139,19 @@ class Coordinator:
             chunk=self._plan.chunk,
             compression=self._plan.compression,
             versions=self._record.versions,
+            checks=self._checks(ledger),
             timings={"seconds": round(time.monotonic() - self._started, 3)},
             parts=tuple(made.get(name) or describe(self._folder.path / name, name) for name in names),
         )
+
+    def _checks(self, ledger: Ledger) -> dict[str, Any]:
+        """What the manifest says of the check; of this attempt, where an earlier one made a part of J."""
+        return {
+            "by": self._plan.checked_by,
+            "points": ledger.points_checked,
+            "worst_relative_error": ledger.worst_error,
+            "blocks_recomputed": [str(self._plan.tiling.block(*b)) for b in sorted(ledger.recomputed)],
+        }
 
 
 def part_metadata(record: RunRecord) -> dict[str, str]:

@@ -75,7 +75,7 @@ class InlineExecutor:
                 except JacjobsError as error:
                     return BlockRaised(block, error)
                 self._data[block] = computed.values
-                return BlockComputed(worker, block, computed.nonfinite)
+                return BlockComputed(worker, block, computed.findings)
             case Absorb(assembler, block):
                 try:
                     committed = self._assembler.absorb(block, self._data.pop(block))

@@ -57,11 +57,28 @@ class WorkerLost:
     cause: str
 
 
+class Findings(NamedTuple):
+    """What a worker noticed in a block.
+
+    nonfinite:   entries that are NaN or infinite.
+    checked:     points compared with another mode of differentiation; `error` is the worst, relative.
+    recomputed:  the check failed at first.
+    """
+
+    nonfinite: int = 0
+    checked: int = 0
+    error: float = 0.0
+    recomputed: bool = False
+
+
+NOTHING_FOUND = Findings()
+
+
 @dataclass(frozen=True)
 class BlockComputed:
     worker: str
     block: BlockId
-    nonfinite: int = 0
+    findings: Findings = NOTHING_FOUND
 
 
 @dataclass(frozen=True)
@@ -229,6 +246,9 @@ class Ledger:
         self.quarantined: dict[BlockId, str] = {}
         self.nonfinite: dict[BlockId, int] = {}
         """Blocks with NaN or infinity, and how many of them."""
+        self.recomputed: set[BlockId] = set()
+        self.points_checked = 0
+        self.worst_error = 0.0
         self._tiling = tiling
         self._pending = deque(missing)
         self._workers: dict[str, _Worker] = {}
@@ -282,9 +302,8 @@ class Ledger:
                 self._room[worker] = None
             case WorkerLost(worker, cause):
                 return self._lose_worker(worker, cause)
-            case BlockComputed(worker, block, nonfinite):
-                if nonfinite:
-                    self.nonfinite[block] = nonfinite
+            case BlockComputed(worker, block, findings):
+                self._note(block, findings)
                 return self._take_in(worker, block)
             case BlockRaised(_, error) | WriteFailed(error):
                 self._fail(error)
@@ -359,6 +378,14 @@ class Ledger:
             self._with_work.setdefault(part)
         else:
             self._with_work.pop(part, None)
+
+    def _note(self, block: BlockId, findings: Findings) -> None:
+        if findings.nonfinite:
+            self.nonfinite[block] = findings.nonfinite
+        if findings.recomputed:
+            self.recomputed.add(block)
+        self.points_checked += findings.checked
+        self.worst_error = max(self.worst_error, findings.error)
 
     # -- blocks coming in ----------------------------------------------------------------------------------
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import compute_block
-from jacjobs.errors import JacjobsError, NonFiniteError
+from jacjobs.autodiff.check import Checker
+from jacjobs.autodiff.legality import tolerance
+from jacjobs.errors import CheckError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.ledger import BlockId, Findings
 from jacjobs.shape import Rectangle
+
+RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}
+"""What computes a block again that failed its check: no batching, no forward-mode rule."""
 
 
 class Computed(NamedTuple):
-    """A block's entries, shape (points, rows, columns), and how many of them are NaN or infinite."""
+    """A block's entries, shape (points, rows, columns), and what was noticed in them."""
 
-    values: NDArray[np.generic]
-    nonfinite: int
+    values: NDArray[Any]
+    findings: Findings
 
 
 class Worker:
@@ -30,19 +35,46 @@ class Worker:
         torch.set_num_threads(plan.threads)
         self._problem = problem.to(device)
         self._plan = plan
+        self._makes = "columns" if plan.by_columns else "rows"
+        self._checker = None
+        if plan.checked_by is not None:
+            self._checker = Checker(
+                self._problem, self._makes, plan.checked_by, plan.chunk, every_point=plan.check_all
+            )
 
     def compute(self, block: BlockId) -> Computed:
-        """Raises FunctionError where the user's function raised, NonFiniteError where J must be finite."""
+        """Raises FunctionError where the user's function raised, NonFiniteError where J must be finite,
+        CheckError where two modes of differentiation disagree for good.
+        """
         rectangle = self._plan.tiling.block(*block)
         try:
             values = compute_block(self._problem, self._plan.strategy, rectangle, self._plan.chunk)
+            values, findings = self._checked(rectangle, values)
         except JacjobsError:
             raise
         except Exception as error:
             raise function_error(error, f"while computing {rectangle}") from None
-        return Computed(values, self._nonfinite(rectangle, values))
+        return Computed(values, findings._replace(nonfinite=self._nonfinite(rectangle, values)))
 
-    def _nonfinite(self, rectangle: Rectangle, values: NDArray[np.generic]) -> int:
+    def _checked(self, rectangle: Rectangle, values: NDArray[Any]) -> Computed:
+        if self._checker is None:
+            return Computed(values, Findings())
+        first = self._checker.check(rectangle, values)
+        if first.passed:
+            return Computed(values, Findings(checked=first.points, error=first.error))
+        by = RECOMPUTED_BY[self._makes]
+        values = compute_block(self._problem, by, rectangle, 1)
+        second = self._checker.check(rectangle, values)
+        if not second.passed:
+            raise CheckError(
+                f"{rectangle} of the Jacobian, computed by {self._plan.strategy} and again by {by}, differs "
+                f"from the products of {self._plan.checked_by} by {second.error:.1e}, relative (allowed: "
+                f"{tolerance(self._problem.precision):.1e}); a custom derivative is wrong, or the function "
+                "has none there; mend it, or --set compute.check=off"
+            )
+        return Computed(values, Findings(checked=second.points, error=second.error, recomputed=True))
+
+    def _nonfinite(self, rectangle: Rectangle, values: NDArray[Any]) -> int:
         if self._plan.nonfinite == "allow":
             return 0
         with np.errstate(all="ignore"):

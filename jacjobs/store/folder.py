@@ -63,6 +63,7 @@ class Manifest(BaseModel):
     chunk: int
     compression: str
     versions: dict[str, str]
+    checks: dict[str, Any] = {}
     timings: dict[str, float]
     parts: tuple[PartRecord, ...]
 

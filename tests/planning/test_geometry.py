@@ -18,24 +18,32 @@ def shape_of(points: int, rows: int, columns: int) -> JacobianShape:
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(1, 6), st.data())
 def test_blocks_cover_every_entry_once_and_in_order(points, rows, bp, br, data) -> None:  # type: ignore[no-untyped-def]
     whole_rows = data.draw(st.booleans())
+    columns, bc = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
     pp = bp * data.draw(st.integers(1, 3)) if whole_rows else 1
     tiling = Tiling(
         points=points,
         rows=rows,
-        columns=2,
+        columns=columns,
         part_points=pp,
         part_rows=rows if whole_rows else br * data.draw(st.integers(1, 3)),
         block_points=bp if whole_rows else 1,
         block_rows=rows if whole_rows else br,
+        block_columns=min(bc, columns),
     )
     order = []
     for part in range(tiling.parts):
         for index in range(tiling.blocks_in(part)):
             b = tiling.block(part, index)
             order += [
-                (p, r) for p in range(b.point_start, b.point_stop) for r in range(b.row_start, b.row_stop)
+                (p, r, c)
+                for p in range(b.point_start, b.point_stop)
+                for r in range(b.row_start, b.row_stop)
+                for c in range(b.column_start, b.column_stop)
             ]
-    assert order == [(p, r) for p in range(points) for r in range(rows)]
+    every = [(p, r, c) for p in range(points) for r in range(rows) for c in range(columns)]
+    assert sorted(order) == every
+    if not tiling.splits_rows:
+        assert order == every
     assert tiling.blocks == sum(tiling.blocks_in(part) for part in range(tiling.parts))
 
 
@@ -48,6 +56,17 @@ def test_blocks_are_bounded_and_hold_whole_chunks(points, rows, columns, chunk) 
     assert block.entries * 4 <= max(geometry.BLOCK_BYTES, a_chunk * shape.row_bytes)
     assert part.entries * 4 <= max(geometry.PART_BYTES, block.entries * 4)
     assert block.points * block.rows >= min(chunk, points * rows if block.rows == rows else rows) // 2
+
+
+@given(st.integers(1, 10**4), st.integers(1, 10**5), st.integers(1, 10**5), st.integers(1, 10**4))
+def test_blocks_of_columns_are_bounded_too(points, rows, columns, chunk) -> None:  # type: ignore[no-untyped-def]
+    shape = shape_of(points, rows, columns)
+    tiling = tile(shape, chunk, by_columns=True)
+    block = tiling.block(0, 0)
+    assert block.rows == rows == tiling.part_rows
+    a_chunk = max(chunk, columns) if chunk >= columns else chunk
+    assert block.entries * 4 <= max(geometry.BLOCK_BYTES, a_chunk * shape.column_bytes)
+    assert block.columns == columns or block.points == 1
 
 
 def test_ten_terabytes_are_planned_in_no_time() -> None:

@@ -18,6 +18,7 @@ import jacjobs
 from jacjobs import api
 from jacjobs.errors import FunctionError, IncompleteError, InputError, NonFiniteError, RunDiffersError
 from jacjobs.planning.planner import Plan
+from jacjobs.run import assembler
 from jacjobs.run.cluster import Payload, RayExecutor
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.ledger import Event
@@ -65,6 +66,60 @@ def test_a_large_matrix_is_cut_into_rows(address: str, tmp_path: Path) -> None:
     J = run.result()
     want = jacrev(problem.fn)(problem.leaves[0]).numpy()
     np.testing.assert_allclose(J[0], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "double-vjp/vmap", "jvp/loop"])
+def test_columns_are_put_together_into_rows(address: str, strategy: str, tmp_path: Path) -> None:
+    """One tall matrix: blocks are ranges of columns, and every record is still a row."""
+    A = torch.randn(20_000, 50)
+    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(50),))
+    run = jacjobs.submit(problem, tmp_path / "a", strategy=strategy, chunk=7, **options(address))
+    assert run.plan.tiling.splits_rows
+    assert run.plan.tiling.blocks > 2
+    J = run.result()
+    want = jacrev(problem.fn)(problem.leaves[0]).numpy()
+    np.testing.assert_allclose(J[0], want, rtol=1e-5, atol=1e-5)
+    assert J.manifest is not None
+    assert J.manifest.checks["points"] == run.plan.tiling.blocks
+    assert J.manifest.checks["worst_relative_error"] < 1e-4
+    jacjobs.submit(problem, tmp_path / "b", strategy=strategy, chunk=7, address="inline").wait()
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_part_too_large_for_memory_is_put_together_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    A = torch.randn(20_000, 50)
+    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(50),))
+    first = jacjobs.submit(problem, tmp_path / "a", strategy="jvp/vmap", address="inline").result()
+    monkeypatch.setattr(assembler, "IN_MEMORY_BYTES", 0)
+    second = jacjobs.submit(problem, tmp_path / "b", strategy="jvp/vmap", address="inline").result()
+    assert contents(first.path) == contents(second.path)
+    assert not list((second.path / "_jacjobs" / "scratch").iterdir())
+
+
+def test_forward_mode_is_chosen_for_tall_matrices_and_says_why_not(tmp_path: Path) -> None:
+    problem = jacjobs.Problem(lambda x: torch.cdist(x[:, None], x[:, None]).reshape(-1), (torch.randn(30),))
+    made = jacjobs.plan(problem)
+    assert made.strategy == "double-vjp/vmap"
+    reasons = {c.strategy: c.reason for c in made.candidates}
+    assert reasons["jvp/vmap"] == "no forward-mode rule for _euclidean_dist"
+    assert jacjobs.plan(jacjobs.Problem(lambda x: torch.outer(x, x).sin(), (X[0],))).strategy == "jvp/vmap"
+    with pytest.raises(InputError, match=r"jvp/loop, which this function does not support \(no forward-mode"):
+        jacjobs.plan(problem, strategy="jvp/loop")
+
+
+def test_dropout_with_a_seed_is_one_function_everywhere(address: str, tmp_path: Path) -> None:
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(torch.tanh(W @ x), 0.5, training=True)
+
+    problem = jacjobs.Problem(fn, (X,), in_dims=0)
+    with pytest.raises(InputError, match="two different results"):
+        jacjobs.submit(problem, tmp_path / "a", **options(address))
+    J = jacjobs.submit(problem, tmp_path / "a", seed=5, **options(address)).result().to_numpy()
+    zero = (J == 0).all(2)
+    assert (zero == zero[0]).all(), "every point has the same mask"
+    assert 0 < zero[0].sum() < 7
 
 
 def test_the_users_error_comes_with_their_traceback(address: str, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def tiling_of(parts: int, blocks: int) -> Tiling:
         part_rows=1,
         block_points=1,
         block_rows=1,
+        block_columns=1,
     )
 
 

@@ -1,0 +1,133 @@
+"""Freivalds' check: a block of J, multiplied by a random vector, against one product of the other mode.
+
+For a random v, J·v takes one product that makes columns (a JVP, or a double VJP); every block of rows must
+agree with its slice of it. For a random u, uᵀJ takes one VJP; every block of columns must agree with its
+slice. So at the price of a matrix–vector product all of J is checked against another mode of differentiation.
+
+The tolerance. Let r be a row of the block, e the error in it, and v a vector of independent standard normal
+entries. Then e·v is normal with standard deviation ‖e‖, and rounding alone leaves |r·v − (Jv)ᵢ| near ε‖r‖
+times what the function's own conditioning adds. The check allows √ε‖r‖ (half the digits of the dtype are left
+for conditioning) plus 64 ε times the largest row of the point (a row that cancels to nearly nothing keeps the
+rounding of what it cancels from). An error of relative size δ in one entry of a row of n alike entries has
+‖e‖ = δ‖r‖/√n: in float64 (√ε = 1.5e-8), δ = 1e-3 is found for n up to some 10⁹; a row that is altogether
+wrong in float32 (√ε = 3.5e-4) escapes once in several thousand times.
+
+Source: R. Freivalds, "Probabilistic machines can use less running time", IFIP Congress (1977).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.legality import tolerance
+from jacjobs.autodiff.seeds import Gaussian, draw
+from jacjobs.autodiff.strategy import products_of
+from jacjobs.problem import Problem
+from jacjobs.shape import Rectangle
+
+SHARE = 0.02
+"""`check: auto` spends at most this part of a block's products on checking, but checks one point at least."""
+CHECKERS = {
+    "rows": ("jvp/vmap", "double-vjp/vmap", "jvp/loop", "double-vjp/loop"),
+    "columns": ("vjp/vmap", "vjp/loop"),
+}
+"""Who can check a strategy that makes rows, or columns: the first that works."""
+KEY = 8191
+
+
+class Finding(NamedTuple):
+    """What checking a block found.
+
+    points:  how many were checked.
+    error:   the worst, relative to the norm of the row (or column) that it was found in.
+    passed:  whether all was within the tolerance.
+    """
+
+    points: int
+    error: float
+    passed: bool
+
+
+class Checker:
+    """Checks blocks of one problem; remembers the product of the point it saw last."""
+
+    def __init__(self, problem: Problem, makes: str, by: str, chunk: int, *, every_point: bool) -> None:
+        """`makes` says what the products of the blocks are, `by` is the strategy that checks them.
+
+        At most `chunk` points are checked at once, which is no more work than a chunk of the block is.
+        """
+        self._problem = problem
+        self._by_rows = makes == "rows"
+        self._by = STRATEGIES[by]
+        self._chunk = chunk
+        self._every_point = every_point
+        self._remembered: tuple[tuple[int, int], NDArray[np.float64]] | None = None
+        size = problem.shape.columns if self._by_rows else problem.shape.rows
+        self._vector = np.asarray(self._seed(Gaussian(size, KEY)), dtype=np.float64)
+
+    def check(self, block: Rectangle, values: NDArray[Any]) -> Finding:
+        """Compare `values`, shape (points, rows, columns), with one product for each point checked."""
+        start, stop = self._chosen(block)
+        products = self._products(start, stop)
+        extent = products_of(STRATEGIES["vjp/loop" if self._by_rows else "jvp/loop"], block)
+        worst, passed = 0.0, True
+        for point in range(start, stop):
+            matrix = values[point - block.point_start].astype(np.float64)
+            expected = products[point - start, slice(*extent)]
+            error, within = self._compare(matrix if self._by_rows else matrix.T, expected)
+            worst, passed = max(worst, error), passed and within
+        return Finding(stop - start, worst, passed)
+
+    def _chosen(self, block: Rectangle) -> tuple[int, int]:
+        """All points, or a run of as many as `SHARE` of the block's products allow, somewhere in it."""
+        products = self._problem.shape.rows if self._by_rows else self._problem.shape.columns
+        count = block.points if self._every_point else max(1, int(block.points * products * SHARE))
+        if count >= block.points:
+            return block.point_start, block.point_stop
+        chance = np.random.default_rng(block.point_start)
+        start = block.point_start + int(chance.integers(block.points - count + 1))
+        return start, start + count
+
+    def _compare(self, matrix: NDArray[np.float64], expected: NDArray[np.float64]) -> tuple[float, bool]:
+        """The worst error of a point's products, relative; and whether all are within the tolerance."""
+        with np.errstate(all="ignore"):
+            norms = np.linalg.norm(matrix, axis=1)
+            residuals = np.abs(matrix @ self._vector - expected)
+        finite = np.isfinite(residuals) & np.isfinite(norms)  # NaN and infinity are another matter
+        if not finite.any():
+            return 0.0, True
+        norms, residuals = norms[finite], residuals[finite]
+        precision = self._problem.precision
+        floor = 64 * torch.finfo(precision).eps * max(norms.max(), 1e-300)
+        allowed = tolerance(precision) * norms + floor
+        return float((residuals / (norms + floor)).max()), bool((residuals <= allowed).all())
+
+    def _products(self, start: int, stop: int) -> NDArray[np.float64]:
+        """J·v or uᵀJ at points, one each: (points, m or n).
+
+        Blocks of one large matrix ask for the same one again and again.
+        """
+        if self._remembered is None or self._remembered[0] != (start, stop):
+            shape = self._problem.shape
+            one = (0, shape.rows, 0, 1) if self._by_rows else (0, 1, 0, shape.columns)
+            chunks = self._by.chunks(
+                self._problem, Rectangle(start, stop, *one), Gaussian(len(self._vector), KEY), self._chunk
+            )
+            made = [torch.cat([leaf.detach().double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks]
+            self._remembered = (start, stop), torch.cat(made).numpy()
+        return self._remembered[1]
+
+    def _seed(self, seeds: Gaussian) -> Tensor:
+        """The vector as the products see it: rounded to the dtype of what it multiplies."""
+        problem = self._problem
+        if self._by_rows:
+            dtypes = [problem.leaves[index].dtype for index in problem.wanted]
+        else:
+            dtypes = problem.output_dtypes
+        return draw(seeds, 0, 1, dtypes, torch.device("cpu"))[0].double()

@@ -1,0 +1,79 @@
+"""What the strategies have in common: watching leaves, repeating points, one call of `autograd.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacjobs.problem import Problem
+
+
+def watched(
+    leaves: Sequence[Any], wanted: Sequence[int], *, create_graph: bool = False
+) -> tuple[list[Any], list[Tensor]]:
+    """The leaves, with those wanted as roots of a graph; and these again, in the order of J's columns.
+
+    With `create_graph`, leaves stay connected to where they came from.
+    """
+    all_leaves = list(leaves)
+    for index in wanted:
+        # A view stays connected to its leaf, and keeps its tangent where the leaf is a dual number.
+        leaf = all_leaves[index].view_as(all_leaves[index]) if create_graph else all_leaves[index].detach()
+        all_leaves[index] = leaf if leaf.requires_grad else leaf.requires_grad_()
+    return all_leaves, [all_leaves[index] for index in wanted]
+
+
+def repeated(problem: Problem, start: int, stop: int, times: int) -> tuple[list[Any], list[bool]]:
+    """The repeat trick's input: points `start:stop`, each `times` over, neighbours in the leading axis.
+
+    Differentiated leaves that points share are repeated too. Also returns which leaves have the axis.
+    """
+    leaves = problem.at_points(start, stop)
+    carried = [c or index in problem.wanted for index, c in enumerate(problem.carried)]
+    for index, leaf in enumerate(leaves):
+        if problem.carried[index]:
+            leaves[index] = leaf.repeat_interleave(times, dim=0)
+        elif carried[index]:
+            leaves[index] = leaf.expand((stop - start) * times, *leaf.shape)
+    return leaves, carried
+
+
+def tiled(seed: Tensor, points: int) -> Tensor:
+    """Seeds (k, …) once for each of the points, as `repeated` lays them out: (points · k, …)."""
+    return seed.expand(points, *seed.shape).reshape(points * seed.shape[0], *seed.shape[1:])
+
+
+def vjp(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    batched: bool = False,
+    keep_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """One `autograd.grad`. Zeros, not None, for an input that the outputs do not depend on.
+
+    `batched`: the cotangents have a leading axis that the outputs lack, and so have the results.
+    """
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        gradients = torch.autograd.grad(
+            [o for o, _ in pairs],
+            inputs,
+            [c for _, c in pairs],
+            retain_graph=keep_graph or create_graph,
+            create_graph=create_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+    # torch's own materialize_grads forgets the batch axis.
+    batch = cotangents[0].shape[:1] if batched else ()
+    return [
+        x.new_zeros(()).expand(*batch, *x.shape) if g is None else g
+        for g, x in zip(gradients, inputs, strict=True)
+    ]

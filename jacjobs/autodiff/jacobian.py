@@ -1,0 +1,191 @@
+"""`jacjobs.jacobian`: the whole Jacobian in this process, a drop-in for `torch.func.jacrev`.
+
+The same nested result, by whichever of the nine strategies the function supports, in chunks that fit a
+budget.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
+from jacjobs.autodiff.memory import memory_model
+from jacjobs.autodiff.seeds import OneHot
+from jacjobs.autodiff.strategy import Strategy
+from jacjobs.errors import InputError
+from jacjobs.problem import Problem, function_error, inside_transform
+from jacjobs.shape import JacobianShape, Rectangle
+
+LARGEST_CHUNK = 1024
+"""An automatic chunk is no larger: throughput has stopped growing long before."""
+UNITS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
+
+
+def jacobian(
+    fn: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    *,
+    strategy: str = "auto",
+    chunk: int | str = "auto",
+    memory: float | int | str | None = None,
+    create_graph: bool = False,
+) -> Callable[..., Any]:
+    """A function that returns the Jacobian of `fn`, with the structure that `torch.func.jacrev` returns.
+
+    fn:            takes tensors or pytrees of them, returns a pytree of floating-point tensors.
+    argnums:       which arguments are differentiated, as in jacrev.
+    strategy:      one of the nine, or auto: the first, in the order of expected speed, that `fn` supports and
+                   that fits the memory.
+    chunk:         how many products are made at once, or auto: as many as fit, at most 1,024.
+    memory:        what the products in the making may take beside the result: bytes, "8GiB", or a fraction
+                   of what is free now. Default: half of a CPU's, 0.9 of a GPU's.
+    create_graph:  the result can be differentiated again, with respect to arguments that require a
+                   gradient and to what `fn` captured.
+
+    The result holds one tensor for each pair of an output leaf and an input leaf, of shape
+    (*output shape, *input shape), in the dtype of the input and on its device.
+
+    Inside a transform of torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
+
+    Raises InputError for arguments that do not fit, FunctionError where `fn` raises whatever the strategy,
+    MemoryError where one product of the leanest strategy does not fit.
+    """
+
+    def of(*args: Any) -> Any:
+        if inside_transform():
+            numbers = argnums if isinstance(argnums, int) else tuple(argnums)
+            return torch.func.jacrev(fn, numbers)(*args)
+        problem = Problem(fn, args, argnums)
+        name, size = _choose(problem, strategy, chunk, memory)
+        shape = problem.shape
+        maker = STRATEGIES[name]
+        products = _assembled(problem, maker, _chunks(problem, maker, size, create_graph), create_graph)
+        tree = _nested(products, by_rows=maker.makes == "rows", shape=shape)
+        return _as_jacrev(tree, problem, argnums, args)
+
+    return of
+
+
+def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> tuple[str, int]:
+    """A strategy that works and fits, and its chunk."""
+    if strategy != "auto" and strategy not in STRATEGIES:
+        raise InputError.about("strategy", got=repr(strategy), expected="auto or " + ", ".join(STRATEGIES))
+    if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
+        raise InputError.about("chunk", got=repr(chunk), expected="auto or a positive number of products")
+    budget = _budget(memory, problem)
+    names = in_order_of_preference(problem.shape) if strategy == "auto" else [strategy]
+    too_large: list[str] = []
+    unsupported: list[str] = []
+    for name in names:
+        products = _products(problem.shape, STRATEGIES[name])
+        try:
+            model = memory_model(problem, name, products)
+        except Exception as error:
+            unsupported.append(explain(error))
+            continue
+        size = chunk if isinstance(chunk, int) else min(model.largest_chunk(budget), LARGEST_CHUNK)
+        if size < 1:
+            too_large.append(f"{name} needs {model.peak(1):,} bytes")
+            continue
+        verdict = try_strategies(problem, [name], chunk=min(2, size))[name]
+        if verdict.reason is None or (verdict.slow and strategy == name):
+            return name, min(size, products)
+        unsupported.append(verdict.reason)
+    if too_large:
+        raise MemoryError(
+            f"one product of the Jacobian: {'; '.join(too_large)}; the budget is {budget:,} bytes; "
+            "free some memory, or allow more with memory="
+        )
+    broken = try_strategies(problem, [REFERENCE], chunk=1)[REFERENCE].error
+    if broken is not None:
+        raise function_error(broken, f"when {REFERENCE} was tried") from broken
+    raise InputError.about(
+        "strategy",
+        got=f"{strategy}, which this function does not support ({unsupported[-1]})",
+        expected="one that it does",
+        do="leave it at auto",
+    )
+
+
+def _budget(memory: Any, problem: Problem) -> int:
+    """`memory` in bytes."""
+    device = problem.leaves[problem.wanted[0]].device
+    if isinstance(memory, str):
+        found = re.fullmatch(r"([\d.]+) ?(B|KiB|MiB|GiB|TiB)", memory)
+        if found:
+            return int(float(found[1]) * 1024 ** UNITS[found[2]])
+    elif memory is None or (isinstance(memory, float) and 0 < memory <= 1):
+        if device.type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0] * (memory or 0.9))
+        return int(psutil.virtual_memory().available * (memory or 0.5))
+    elif isinstance(memory, int) and memory > 0:
+        return memory
+    raise InputError.about("memory", got=repr(memory), expected='bytes, "8GiB", or a fraction up to 1.0')
+
+
+def _products(shape: JacobianShape, maker: Strategy) -> int:
+    return shape.rows if maker.makes == "rows" else shape.columns
+
+
+def _chunks(
+    problem: Problem, maker: Strategy, chunk: int, create_graph: bool
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """(which products, one tensor (products, size of leaf) a leaf), one chunk after another."""
+    shape = problem.shape
+    whole = Rectangle(0, 1, 0, shape.rows, 0, shape.columns)
+    seeds = OneHot(_products(shape, maker))
+    for made in maker.chunks(problem, whole, seeds, chunk, create_graph=create_graph):
+        yield made.products, [leaf.squeeze(0) for leaf in made.leaves]
+
+
+def _assembled(
+    problem: Problem,
+    maker: Strategy,
+    chunks: Iterator[tuple[slice, list[Tensor]]],
+    create_graph: bool,
+) -> list[Tensor]:
+    """All products, one tensor (products, size of leaf) a leaf."""
+    if create_graph:
+        return [torch.cat(parts) for parts in zip(*[leaves for _, leaves in chunks], strict=True)]
+    made: list[Tensor] = []
+    for products, leaves in chunks:
+        if not made:
+            count = _products(problem.shape, maker)
+            made = [leaf.new_empty(count, leaf.shape[1]) for leaf in leaves]
+        for whole, part in zip(made, leaves, strict=True):
+            whole[products] = part.detach()
+    return made
+
+
+def _nested(products: list[Tensor], *, by_rows: bool, shape: JacobianShape) -> list[list[Tensor]]:
+    """`[output][input]` → (*output shape, *input shape)."""
+    across = shape.outputs if by_rows else shape.inputs
+    pieces = [torch.split(leaf, [segment.size for segment in across]) for leaf in products]
+    if by_rows:  # pieces[input][output]: (output size, input size)
+        grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
+    else:  # pieces[output][input]: (input size, output size)
+        grid = [[piece.T for piece in row] for row in pieces]
+    return [
+        [piece.reshape((*output.shape, *inp.shape)) for piece, inp in zip(row, shape.inputs, strict=True)]
+        for row, output in zip(grid, shape.outputs, strict=True)
+    ]
+
+
+def _as_jacrev(grid: list[list[Tensor]], problem: Problem, argnums: Any, args: Sequence[Any]) -> Any:
+    """The outputs' structure, each leaf replaced by the inputs' structure."""
+    dtypes = [problem.leaves[index].dtype for index in problem.wanted]
+    wanted = args[argnums] if isinstance(argnums, int) else tuple(args[number] for number in argnums)
+    spec = pytree.tree_structure(wanted)
+    rows = [
+        pytree.tree_unflatten([piece.to(dtype) for piece, dtype in zip(row, dtypes, strict=True)], spec)
+        for row in grid
+    ]
+    return pytree.tree_unflatten(rows, problem.output_spec)

@@ -1,0 +1,276 @@
+"""The nine strategies against torch.func in float64: every cell, chunk by chunk and block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.func import jacrev, vmap
+from torch.utils import _pytree as pytree
+
+from jacjobs import Problem
+from jacjobs.autodiff.block import compute_block
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.guards import check_function
+from jacjobs.autodiff.legality import try_strategies
+from jacjobs.errors import InputError
+from jacjobs.planning.options import ComputeOptions
+from jacjobs.shape import Rectangle
+from tests.functions import CASES as FUNCTIONS
+
+torch.set_default_dtype(torch.float32)
+W = torch.randn(4, 3, dtype=torch.float64)
+
+
+def structured(p, x):  # type: ignore[no-untyped-def]
+    """Dicts in and out, a scalar, an output that ignores p, an input that nothing uses."""
+    return {"tanh": torch.tanh(W @ x) * p["s"], "sum": p["s"].sum() * x.prod(), "free": x[:2] ** 2}
+
+
+SCALE = {"s": torch.randn(4, dtype=torch.float64), "unused": torch.randn(2, 2, dtype=torch.float64)}
+POINTS = torch.randn(5, 3, dtype=torch.float64)
+CASES = {
+    "shared": Problem(structured, (SCALE, POINTS), 0, (None, 0)),
+    "own": Problem(structured, (SCALE, POINTS), 1, (None, 0)),
+    "both": Problem(structured, (SCALE, POINTS), (1, 0), (None, 0)),
+    "axis 1": Problem(structured, (SCALE, POINTS.T), 1, (None, 1)),
+    "one point": Problem(structured, (SCALE, POINTS[0]), (0, 1)),
+    "batched": Problem(lambda x: torch.sin(x) @ W.T, (POINTS,), in_dims=0, batched=True),
+    "batched shared": Problem(
+        lambda p, x: torch.sin(x) * p["s"][:3], (SCALE, POINTS), in_dims=(None, 0), batched=True
+    ),
+    "scalar": Problem(lambda x: x.square().sum(), (POINTS,)),
+    "0-dimensional": Problem(lambda x, y: x * y, (torch.tensor(2.0, dtype=torch.float64), POINTS)),
+}
+
+
+def oracle(problem: Problem) -> np.ndarray:
+    """J from torch.func.jacrev, laid out as (P, m, n)."""
+    args = pytree.tree_unflatten(problem.leaves, problem._spec)
+    argnums = problem.argnums if len(problem.argnums) > 1 else problem.argnums[0]
+
+    def fn(*args):  # type: ignore[no-untyped-def]
+        if not problem.batched:
+            return problem.fn(*args)
+        return problem.fn(
+            *[pytree.tree_map(lambda t: t[None], a) if d == 0 else a for a, d in zip(args, dims, strict=True)]
+        )[0]
+
+    flags = list(problem.carried)
+    dims = []
+    for spec in problem.argument_specs:
+        own, flags = flags[: spec.num_leaves], flags[spec.num_leaves :]
+        dims.append(0 if any(own) else None)
+    take = jacrev(fn, argnums)
+    tree = take(*args) if problem.in_dims is None else vmap(take, tuple(dims))(*args)
+    leaves = iter(pytree.tree_leaves(tree))
+    rows = [
+        torch.cat([next(leaves).reshape(problem.points, o.size, i.size) for i in problem.shape.inputs], 2)
+        for o in problem.shape.outputs
+    ]
+    return torch.cat(rows, 1).numpy()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
+def test_equals_jacrev(strategy: str, case: str, chunk: int) -> None:
+    problem = CASES[case]
+    got = compute_block(problem, strategy, whole(problem), chunk)
+    np.testing.assert_allclose(got, oracle(problem), rtol=1e-12, atol=1e-14)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), strategy=st.sampled_from(sorted(STRATEGIES)), case=st.sampled_from(sorted(CASES)))
+def test_any_rectangle_by_any_chunk(data, strategy: str, case: str) -> None:  # type: ignore[no-untyped-def]
+    problem = CASES[case]
+    shape = problem.shape
+
+    def extent(size: int) -> tuple[int, int]:
+        start = data.draw(st.integers(0, size - 1))
+        return start, data.draw(st.integers(start + 1, size))
+
+    points, rows, columns = extent(shape.points), (0, shape.rows), (0, shape.columns)
+    if STRATEGIES[strategy].makes == "rows":
+        rows = extent(shape.rows)
+    else:
+        columns = extent(shape.columns)
+    got = compute_block(problem, strategy, Rectangle(*points, *rows, *columns), data.draw(st.integers(1, 40)))
+    want = oracle(problem)[slice(*points), slice(*rows), slice(*columns)]
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
+
+
+def whole(problem: Problem) -> Rectangle:
+    shape = problem.shape
+    return Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_matrix(name: str, strategy: str) -> None:
+    """Nine strategies × all functions × chunks × dtypes: equal to the reference, or refused as documented."""
+    case = FUNCTIONS[name]
+    problem = case.problem()
+    verdict = try_strategies(problem, [strategy])[strategy]
+    assert verdict.reason == case.unsupported.get(strategy)
+    if verdict.error is not None or "differ" in (verdict.reason or ""):
+        return
+    want = case.reference().numpy()
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        typed = case.problem(dtype)
+        for chunk in (1, 3, 1000):
+            got = compute_block(typed, strategy, whole(typed), chunk)[0]
+            assert got.dtype == str(dtype).removeprefix("torch.")
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["dense", "softmax", "piecewise", "attention", "nested structure"])
+def test_half_precision(name: str, dtype: torch.dtype, strategy: str) -> None:
+    want = FUNCTIONS[name].reference().numpy()
+    problem = FUNCTIONS[name].problem(dtype)
+    assert problem.shape.dtype == ("float16" if dtype is torch.float16 else "float32")
+    assert try_strategies(problem, [strategy])[strategy].reason is None
+    got = compute_block(problem, strategy, whole(problem), 4)[0].astype(np.float64)
+    np.testing.assert_allclose(got, want, rtol=0, atol=8 * torch.finfo(dtype).eps * np.abs(want).max())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_mixed_precision_under_autocast(strategy: str) -> None:
+    W = [torch.randn(6, 6) for _ in range(2)]
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (W[0] @ torch.tanh(W[1] @ x[:, None])).float()[:, 0]
+
+    x = torch.randn(6)
+    problem = Problem(fn, (x,))
+    assert problem.precision is torch.bfloat16
+    assert try_strategies(problem, [strategy])[strategy].reason is None
+    want = jacrev(lambda x: W[0] @ torch.tanh(W[1] @ x))(x).numpy()
+    got = compute_block(problem, strategy, whole(problem), 3)[0]
+    np.testing.assert_allclose(got, want, rtol=0, atol=8 * 2**-8 * np.abs(want).max())
+
+
+def test_inputs_and_outputs_of_different_dtypes() -> None:
+    def fn(x: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        return [x["single"].double() * x["double"], x["single"].half()]
+
+    args = {"single": torch.rand(3), "double": torch.rand(3, dtype=torch.float64)}
+    problem = Problem(fn, (args,))
+    assert problem.shape.dtype == "float64"
+    want = np.block(
+        [[np.diag(args["double"]), np.diag(args["single"].double())], [np.eye(3), np.zeros((3, 3))]]
+    )
+    for strategy in STRATEGIES:
+        got = compute_block(problem, strategy, whole(problem), 2)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+CALLS: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "vjp/loop": lambda m, n, k: (1, m),
+    "vjp/repeat": lambda m, n, k: (-(-m // k), -(-m // k)),
+    "vjp/vmap": lambda m, n, k: (1, -(-m // k)),
+    "jvp/loop": lambda m, n, k: (n, 0),
+    "jvp/repeat": lambda m, n, k: (-(-n // k), 0),
+    "jvp/vmap": lambda m, n, k: (-(-n // k), 0),
+    "double-vjp/loop": lambda m, n, k: (1, 1 + n),
+    "double-vjp/repeat": lambda m, n, k: (-(-n // k), 2 * -(-n // k)),
+    "double-vjp/vmap": lambda m, n, k: (1, 1 + -(-n // k)),
+}
+"""Calls of fn and of autograd.grad for one m × n point at chunk k: the tables of the modules' docstrings."""
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_calls_are_those_of_the_tables(strategy: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    m, n = 7, 5
+    W = torch.randn(m, n)
+    calls, backwards = [], []
+    grad = torch.autograd.grad
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return torch.sin(W @ x)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        backwards.append(1)
+        return grad(*args, **kwargs)
+
+    problem = Problem(fn, (torch.randn(n),))
+    block = whole(problem)
+    calls.clear()
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    compute_block(problem, strategy, block, chunk)
+    assert (len(calls), len(backwards)) == CALLS[strategy](m, n, chunk)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_tied_weights_count_once_and_buffers_stay(strategy: str) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(4, 4).double()
+            self.second = torch.nn.Linear(4, 4).double()
+            self.second.weight = self.first.weight
+            self.norm = torch.nn.BatchNorm1d(4).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.second(torch.tanh(self.first(x))))
+
+    module = Tied().eval()
+    module.norm.running_mean.uniform_()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    x = torch.randn(5, 4, dtype=torch.float64)
+    problem = Problem.parameters(module, x)
+    check_function(problem)
+    assert problem.shape.columns == 16 + 4 + 4 + 4 + 4
+    assert [s.name for s in problem.shape.inputs] == [name for name, _ in module.named_parameters()]
+
+    def one(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(module, weights, (x[None],))[0]
+
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    tree = vmap(jacrev(one), (None, 0))(weights, x)
+    want = torch.cat([tree[name].flatten(2) for name in weights], 2).numpy()
+    got = compute_block(problem, strategy, whole(problem), 10)
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_hessians_are_symmetric_and_right(strategy: str) -> None:
+    A = torch.randn(4, 4, dtype=torch.float64)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(A @ x, 0) + (x**3).prod()
+
+    points = torch.randn(3, 4, dtype=torch.float64)
+    problem = Problem.hessian(energy, (points,), in_dims=0)
+    assert try_strategies(problem, [strategy])[strategy].reason is None
+    got = compute_block(problem, strategy, whole(problem), 5)
+    np.testing.assert_allclose(got, vmap(torch.func.hessian(energy))(points).numpy(), rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(got, got.transpose(0, 2, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_hessian_needs_a_scalar() -> None:
+    with pytest.raises(InputError, match="one tensor of one element"):
+        _ = Problem.hessian(torch.sin, (torch.randn(3),)).shape
+
+
+def test_bfloat16_is_stored_as_float32() -> None:
+    problem = Problem(torch.sin, (torch.randn(4).bfloat16(),))
+    got = compute_block(problem, "vjp/vmap", Rectangle(0, 1, 0, 4, 0, 4), 4)
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got[0], jacrev(torch.sin)(problem.leaves[0]).float().numpy())
+
+
+def test_options_know_all_strategies() -> None:
+    for name in STRATEGIES:
+        assert ComputeOptions(strategy=name).strategy == name  # type: ignore[arg-type]

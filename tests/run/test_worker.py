@@ -1,0 +1,88 @@
+"""A worker that computes something wrong: noticed, computed again, and not let through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import jacjobs
+from jacjobs.errors import CheckError
+from jacjobs.run import worker
+from jacjobs.run.ledger import BlockId
+from tests.functions import CASES
+
+W = torch.randn(7, 10, dtype=torch.float64)
+X = torch.randn(60, 10, dtype=torch.float64)
+
+
+def problem() -> jacjobs.Problem:
+    return jacjobs.Problem(lambda x: torch.tanh(W @ x), (X,), in_dims=0)
+
+
+def corrupting(strategies: set[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Blocks computed by one of `strategies` get one wrong entry. Returns what was called."""
+    called: list[str] = []
+    compute = worker.compute_block
+
+    def wrong(problem: Any, strategy: str, block: Any, chunk: int) -> Any:
+        called.append(strategy)
+        values = compute(problem, strategy, block, chunk)
+        if strategy in strategies:
+            values[0, 3, 4] *= 1.001
+        return values
+
+    monkeypatch.setattr(worker, "compute_block", wrong)
+    return called
+
+
+@pytest.mark.parametrize(("strategy", "again"), [("vjp/vmap", "vjp/loop"), ("jvp/vmap", "double-vjp/loop")])
+def test_a_wrong_block_is_computed_again(
+    strategy: str, again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = jacjobs.submit(problem(), tmp_path / "good", strategy=strategy, address="inline").result()
+    called = corrupting({strategy}, monkeypatch)
+    options = {"strategy": strategy, "address": "inline"}
+    J = jacjobs.submit(problem(), tmp_path / "a", check="all", **options).result()
+    assert called == [strategy, again]
+    np.testing.assert_allclose(J.to_numpy(), want.to_numpy(), rtol=1e-12)
+    assert J.manifest is not None
+    assert J.manifest.checks["blocks_recomputed"] == ["points 0:60, rows 0:7, columns 0:10"]
+    # The naive way: without the check the wrong entry is in the dataset.
+    unchecked = jacjobs.submit(problem(), tmp_path / "b", check="off", **options).result()
+    assert not np.allclose(unchecked.to_numpy(), want.to_numpy(), rtol=1e-4)
+
+
+def test_what_stays_wrong_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrupting({"vjp/vmap", "vjp/loop"}, monkeypatch)
+    with pytest.raises(
+        CheckError, match=r"vjp/vmap and again by vjp/loop, differs .* of jvp/vmap by"
+    ) as caught:
+        jacjobs.submit(problem(), tmp_path / "a", strategy="vjp/vmap", check="all", address="inline").wait()
+    assert caught.value.exit_code == 3
+    assert not list((tmp_path / "a").glob("part-*"))
+
+
+def test_a_wrong_forward_mode_rule_is_no_checker() -> None:
+    case = CASES["custom Function, wrong jvp"]
+    made = jacjobs.plan(jacjobs.Problem(case.fn, case.args), strategy="vjp/vmap")
+    assert made.checked_by == "double-vjp/vmap"
+
+
+def test_half_a_run_without_the_check_can_be_finished_with_other_options(tmp_path: Path) -> None:
+    options = {"strategy": "vjp/vmap", "address": "inline"}
+    jacjobs.submit(problem(), tmp_path / "a", **options).wait()
+    run = jacjobs.submit(problem(), tmp_path / "a", check="off", **options)
+    assert run.plan.checked_by is None
+    assert run.wait()
+
+
+def test_a_worker_says_what_it_found() -> None:
+    made = jacjobs.plan(problem(), strategy="vjp/vmap")
+    computed = worker.Worker(problem(), made).compute(BlockId(0, 0))
+    assert computed.findings.checked == max(1, int(60 * 7 * 0.02))
+    assert 0 < computed.findings.error < 1e-12
+    assert not computed.findings.recomputed
