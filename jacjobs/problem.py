@@ -223,19 +223,22 @@ class Problem:
         return outputs
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
-        with self._randomness(leaves):
+        with self._prepared(leaves):
             return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
 
     @contextmanager
-    def _randomness(self, leaves: Sequence[Any]) -> Iterator[None]:
-        """Begin with the seed, and leave the generators outside as they were."""
-        if self.seed is None:
-            yield
-            return
-        devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
-        with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
-            torch.manual_seed(self.seed)
-            yield
+    def _prepared(self, leaves: Sequence[Any]) -> Iterator[None]:
+        """What surrounds every call of `fn`: gradients are recorded, whatever the caller's mode, and the
+        generators begin with the seed, and are left outside as they were.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            if self.seed is None:
+                yield
+                return
+            devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
+            with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+                torch.manual_seed(self.seed)
+                yield
 
     # -- moving --------------------------------------------------------------------------------------------
 
@@ -306,7 +309,7 @@ class Problem:
             if index in self.wanted:
                 leaf = leaf.detach().requires_grad_()
             point.append(leaf)
-        with self._randomness(leaves), _WatchDtypes() as watch:
+        with self._prepared(leaves), _WatchDtypes() as watch:
             result = self.fn(*pytree.tree_unflatten(point, self._spec))
         named = _named_leaves(result, alone="output")
         _check_outputs(named)

@@ -53,25 +53,55 @@ def jacobian(
     The result holds one tensor for each pair of an output leaf and an input leaf, of shape
     (*output shape, *input shape), in the dtype of the input and on its device.
 
-    Inside a transform of torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
+    The choice is made on the first call and kept for further ones with arguments of the same structure,
+    shapes and dtypes. Inside a transform of torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
 
     Raises InputError for arguments that do not fit, FunctionError where `fn` raises whatever the strategy,
     MemoryError where one product of the leanest strategy does not fit.
     """
 
+    known: dict[Any, tuple[Problem, str, int]] = {}
+
     def of(*args: Any) -> Any:
         if inside_transform():
             numbers = argnums if isinstance(argnums, int) else tuple(argnums)
             return torch.func.jacrev(fn, numbers)(*args)
-        problem = Problem(fn, args, argnums)
-        name, size = _choose(problem, strategy, chunk, memory)
-        shape = problem.shape
-        maker = STRATEGIES[name]
-        products = _assembled(problem, maker, _chunks(problem, maker, size, create_graph), create_graph)
-        tree = _nested(products, by_rows=maker.makes == "rows", shape=shape)
-        return _as_jacrev(tree, problem, argnums, args)
+        args = pytree.tree_map(_ordinary, args)
+        signature = _signature(args)
+        if signature not in known:
+            problem = Problem(fn, args, argnums)
+            name, size = _choose(problem, strategy, chunk, memory)
+            known[signature] = problem.with_leaves([]), name, size  # what the arguments hold is not kept
+        of_this_kind, name, size = known[signature]
+        problem = of_this_kind.with_leaves(pytree.tree_leaves(args))
+        with torch.inference_mode(False):
+            return _computed(problem, STRATEGIES[name], size, create_graph, argnums, args)
 
     return of
+
+
+def _ordinary(leaf: Any) -> Any:
+    """A tensor made in inference mode takes part in no graph; a copy does."""
+    if isinstance(leaf, Tensor) and leaf.is_inference():
+        with torch.inference_mode(False):
+            return leaf.clone()
+    return leaf
+
+
+def _signature(args: tuple[Any, ...]) -> Any:
+    """What the choice of a strategy may depend on, short of the values."""
+    leaves, spec = pytree.tree_flatten(args)
+    kinds = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else repr(x) for x in leaves]
+    return spec, tuple(kinds)
+
+
+def _computed(
+    problem: Problem, maker: Strategy, chunk: int, create_graph: bool, argnums: Any, args: Sequence[Any]
+) -> Any:
+    chunks = _chunks(problem, maker, chunk, create_graph)
+    products = _assembled(problem, maker, chunks, create_graph)
+    grid = _nested(products, by_rows=maker.makes == "rows", shape=problem.shape)
+    return _as_jacrev(grid, problem, argnums, args)
 
 
 def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> tuple[str, int]:

@@ -99,7 +99,7 @@ _PLAIN_WORDS = [
     (re.compile(pattern), words)
     for pattern, words in (
         (r"Trying to use forward AD with (\S+) that does not support it", "no forward-mode rule for {}"),
-        (r"[Bb]atching rule not implemented for ([\w:.]+)", "no batching rule for {}"),
+        (r"[Bb]atching rule not implemented for ([\w:.]*\w)", "no batching rule for {}"),
         (r"tensor may have escaped", "a tensor escapes vmap, as in saved-tensor hooks (checkpointing)"),
         (r"flat_bdims must not be None", "a custom autograd.Function without a jvp rule"),
         (r"you're calling \.item\(\)", "reads a value (.item()), which vmap cannot batch"),

@@ -45,9 +45,13 @@ def plan(made: Plan) -> None:
     table.add_row("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}")
     table.add_row("strategy", f"{made.strategy}, chunks of {made.chunk:,} products")
     table.add_row("blocks", f"{tiling.blocks:,} of up to {size(block.entries * item)}")
-    table.add_row("parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {made.compression}")
+    table.add_row(
+        "parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {packed(made.compression)}"
+    )
+    table.add_row("check", checking(made))
     for candidate in made.candidates:
-        table.add_row(f"  {candidate.strategy}", candidate.reason or "works")
+        chosen = "works, chosen" if candidate.strategy == made.strategy else "works"
+        table.add_row(f"  {candidate.strategy}", candidate.reason or chosen)
     _out.print(table)
 
 
@@ -65,6 +69,7 @@ def finished(path: Path, manifest: Manifest) -> None:
         f"complete: {count(len(manifest.parts), 'part')}, {size(written)} in {path} "
         f"({manifest.timings['seconds']:.1f} s)"
     )
+    note(checked(manifest.checks))
 
 
 def summary(content: dict[str, Any]) -> None:
@@ -76,8 +81,11 @@ def summary(content: dict[str, Any]) -> None:
         "made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"
     )
     table.add_row(
-        "on disk", f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {content['compression']}"
+        "on disk",
+        f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {packed(content['compression'])}",
     )
+    if content["checks"] is not None:
+        table.add_row("check", checked(content["checks"]))
     for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
         for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
             shape = tuple(segment["shape"])
@@ -140,6 +148,29 @@ def rate(now: RunProgress, plan: Plan) -> str:
     return (
         f"{entries / plan.shape.columns:,.0f} rows/s, {size(entries * plan.shape.item_bytes)}/s, "
         f"{count(now.workers, 'worker')}, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{trouble}"
+    )
+
+
+def packed(compression: str) -> str:
+    return "uncompressed" if compression == "none" else compression
+
+
+def checking(made: Plan) -> str:
+    """How a plan says that J will be checked."""
+    if made.checked_by is None:
+        return "none"
+    return f"{'every point' if made.check_all else 'a sample of points'} against {made.checked_by}"
+
+
+def checked(checks: dict[str, Any]) -> str:
+    """How a manifest says what the check found."""
+    if not checks.get("by"):
+        return "not checked against another mode of differentiation"
+    again = len(checks["blocks_recomputed"])
+    return (
+        f"{count(checks['points'], 'point')} checked against {checks['by']}, worst relative error "
+        f"{checks['worst_relative_error']:.1e}"
+        + (f", {count(again, 'block')} computed again" if again else "")
     )
 
 

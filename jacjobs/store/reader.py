@@ -136,6 +136,7 @@ class JacobianDataset:
             "chunk": record.plan["chunk"],
             "compression": record.plan["compression"],
             "torch": record.versions["torch"],
+            "checks": None if self.manifest is None else self.manifest.checks,
             "parts": len(names),
             "bytes": sum((self.path / name).stat().st_size for name in names),
         }

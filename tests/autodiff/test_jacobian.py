@@ -203,6 +203,36 @@ def test_the_budget_bounds_the_memory() -> None:
         jacjobs.jacobian(fn, memory=10)(x)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_callers_grad_mode_does_not_matter(strategy: str) -> None:
+    x = torch.randn(3)
+    want = jacrev(torch.sin)(x)
+    J = jacjobs.jacobian(torch.sin, strategy=strategy)
+    with torch.no_grad():
+        equal(J(x), want)
+    with torch.inference_mode():
+        made_here = x.clone()
+        equal(J(x), want)
+        equal(J(made_here), want)
+    equal(J(made_here), want)
+
+
+def test_the_choice_is_made_once_for_arguments_of_one_kind() -> None:
+    calls = []
+
+    def fn(x: Tensor, power: int) -> Tensor:
+        calls.append(1)
+        return x**power
+
+    J = jacjobs.jacobian(fn)
+    for size, power in ((3, 2), (3, 2), (4, 2), (3, 3)):
+        x = torch.randn(size)
+        equal(J(x, power), jacrev(lambda x, p=power: x**p)(x))
+    calls.clear()
+    J(torch.randn(3), 2)
+    assert len(calls) == 1
+
+
 def test_wrong_arguments_are_refused() -> None:
     x = torch.randn(3)
     with pytest.raises(InputError, match="strategy: got 'vjp/magic', expected auto or vjp/vmap"):

@@ -19,6 +19,7 @@ from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
 from jacjobs.errors import InputError
+from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.options import ComputeOptions
 from jacjobs.shape import Rectangle
 from tests.functions import CASES as FUNCTIONS
@@ -274,3 +275,34 @@ def test_bfloat16_is_stored_as_float32() -> None:
 def test_options_know_all_strategies() -> None:
     for name in STRATEGIES:
         assert ComputeOptions(strategy=name).strategy == name  # type: ignore[arg-type]
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), strategy=st.sampled_from(sorted(STRATEGIES)))
+def test_shape_chunk_block_and_order_of_points_never_change_the_result(data, strategy: str) -> None:  # type: ignore[no-untyped-def]
+    """Random P × m × n, cut into random blocks with ragged tails, computed in any order, points permuted."""
+    P, m, n = (data.draw(st.integers(1, 7), label=name) for name in "Pmn")
+    generator = torch.Generator().manual_seed(P * 100 + m * 10 + n)
+    W = torch.randn(m, n, dtype=torch.float64, generator=generator)
+    points = torch.randn(P, n, dtype=torch.float64, generator=generator)
+    want = (1 - torch.tanh(points @ W.T) ** 2)[:, :, None] * W  # the closed form
+    order = torch.tensor(data.draw(st.permutations(range(P))))
+    problem = Problem(lambda x: torch.tanh(W @ x), (points[order],), in_dims=0)
+    by_columns = STRATEGIES[strategy].makes == "columns"
+    tiling = Tiling(
+        points=P,
+        rows=m,
+        columns=n,
+        part_points=P,
+        part_rows=m,
+        block_points=data.draw(st.integers(1, P)),
+        block_rows=m if by_columns else data.draw(st.integers(1, m)),
+        block_columns=data.draw(st.integers(1, n)) if by_columns else n,
+    )
+    got = np.full((P, m, n), np.nan)
+    for index in data.draw(st.permutations(range(tiling.blocks))):
+        b = tiling.block(0, index)
+        got[b.point_start : b.point_stop, b.row_start : b.row_stop, b.column_start : b.column_stop] = (
+            compute_block(problem, strategy, b, data.draw(st.integers(1, 50)))
+        )
+    np.testing.assert_allclose(got, want[order].numpy(), rtol=1e-12, atol=1e-15)
