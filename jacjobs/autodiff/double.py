@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from jacjobs.autodiff.graph import repeated, tiled, vjp, watched
+from jacjobs.autodiff.graph import repeated, tiled, vjp, vjps, watched
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import Problem
@@ -133,11 +133,10 @@ class DoubleVjpVmap(Strategy):
                 tangents = make(seeds, first, last, like)
                 if points > 1:
                     tangents = [t.unsqueeze(1).expand(last - first, points, *t.shape[1:]) for t in tangents]
-                columns = vjp(
+                columns = vjps(
                     gradients,
                     cotangents,
                     tangents,
-                    batched=True,
                     keep_graph=last < block.column_stop,
                     create_graph=create_graph,
                 )

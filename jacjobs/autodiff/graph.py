@@ -51,29 +51,41 @@ def vjp(
     inputs: Sequence[Tensor],
     cotangents: Sequence[Tensor],
     *,
-    batched: bool = False,
     keep_graph: bool = False,
     create_graph: bool = False,
 ) -> list[Tensor]:
-    """One `autograd.grad`. Zeros, not None, for an input that the outputs do not depend on.
-
-    `batched`: the cotangents have a leading axis that the outputs lack, and so have the results.
-    """
+    """One `autograd.grad`. Zeros, not None, for an input that the outputs do not depend on."""
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-    gradients: Sequence[Tensor | None] = [None] * len(inputs)
-    if pairs:
-        gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            inputs,
-            [c for _, c in pairs],
-            retain_graph=keep_graph or create_graph,
-            create_graph=create_graph,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
-    # torch's own materialize_grads forgets the batch axis.
-    batch = cotangents[0].shape[:1] if batched else ()
-    return [
-        x.new_zeros(()).expand(*batch, *x.shape) if g is None else g
-        for g, x in zip(gradients, inputs, strict=True)
-    ]
+    if not pairs:
+        return [torch.zeros_like(x) for x in inputs]
+    gradients = torch.autograd.grad(
+        [o for o, _ in pairs],
+        inputs,
+        [c for _, c in pairs],
+        retain_graph=keep_graph or create_graph,
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return list(gradients)
+
+
+def vjps(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    keep_graph: bool = False,
+    create_graph: bool = False,
+) -> list[Tensor]:
+    """One `autograd.grad` of k cotangents at once: they have a leading axis, and so have the results.
+
+    torch.func's vmap over an ordinary graph. What `autograd.grad(is_grads_batched=True)` uses is older: it
+    has fewer batching rules, and loops over the cotangents where it has none, without a word.
+    """
+
+    def one(*cotangent: Tensor) -> list[Tensor]:
+        return vjp(outputs, inputs, cotangent, keep_graph=keep_graph, create_graph=create_graph)
+
+    made: list[Tensor] = torch.func.vmap(one, randomness="same")(*cotangents)
+    return made

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacjobs.autodiff.graph import repeated, tiled, vjp, watched
+from jacjobs.autodiff.graph import repeated, tiled, vjp, vjps, watched
 from jacjobs.autodiff.seeds import SeedMaker, draw, lay_out, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import Problem
@@ -137,11 +137,10 @@ class VjpVmap(Strategy):
         leaves, inputs = watched(problem.at_point(point), problem.wanted, create_graph=create_graph)
         outputs = problem.call_one(leaves)
         for first, last in product_ranges(block.row_start, block.row_stop, chunk):
-            gradients = vjp(
+            gradients = vjps(
                 outputs,
                 inputs,
                 make(seeds, first, last, outputs),
-                batched=True,
                 keep_graph=last < block.row_stop,
                 create_graph=create_graph,
             )
@@ -167,7 +166,7 @@ class VjpVmap(Strategy):
             c.unsqueeze(1).expand(block.rows, stop - start, *c.shape[1:])
             for c in make(seeds, block.row_start, block.row_stop, [output[0] for output in outputs])
         ]
-        gradients = vjp(outputs, inputs, cotangents, batched=True, create_graph=create_graph)
+        gradients = vjps(outputs, inputs, cotangents, create_graph=create_graph)
         return Chunk(
             slice(start, stop),
             slice(block.row_start, block.row_stop),
