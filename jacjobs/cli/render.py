@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
     from jacjobs.api import Run
@@ -41,18 +40,17 @@ def plan(made: Plan) -> None:
     tiling = made.tiling
     block, part = tiling.block(0, 0), tiling.part(0)
     item = made.shape.item_bytes
-    table = _table()
-    table.add_row("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}")
-    table.add_row("strategy", f"{made.strategy}, chunks of {made.chunk:,} products")
-    table.add_row("blocks", f"{tiling.blocks:,} of up to {size(block.entries * item)}")
-    table.add_row(
-        "parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {packed(made.compression)}"
-    )
-    table.add_row("check", checking(made))
+    rows = [
+        ("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}"),
+        ("strategy", f"{made.strategy}, chunks of {made.chunk:,} products"),
+        ("blocks", f"{tiling.blocks:,} of up to {size(block.entries * item)}"),
+        ("parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {packed(made.compression)}"),
+        ("check", checking(made)),
+    ]
     for candidate in made.candidates:
         chosen = "works, chosen" if candidate.strategy == made.strategy else "works"
-        table.add_row(f"  {candidate.strategy}", candidate.reason or chosen)
-    _out.print(table)
+        rows.append((f"  {candidate.strategy}", candidate.reason or chosen))
+    _print_rows(rows)
 
 
 def plan_line(made: Plan, path: Path) -> None:
@@ -73,30 +71,29 @@ def finished(path: Path, manifest: Manifest) -> None:
 
 
 def summary(content: dict[str, Any]) -> None:
-    table = _table()
-    points, rows, columns = content["shape"]
-    table.add_row("run", f"{content['name']}, {content['state']}, {content['path']}")
-    table.add_row("J", f"{points:,} × {rows:,} × {columns:,} {content['dtype']} (points × rows × columns)")
-    table.add_row(
-        "made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"
-    )
-    table.add_row(
-        "on disk",
-        f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {packed(content['compression'])}",
-    )
+    P, m, n = content["shape"]
+    rows = [
+        ("run", f"{content['name']}, {content['state']}, {content['path']}"),
+        ("J", f"{P:,} × {m:,} × {n:,} {content['dtype']} (points × rows × columns)"),
+        ("made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"),
+        (
+            "on disk",
+            f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {packed(content['compression'])}",
+        ),
+    ]
     if content["checks"] is not None:
-        table.add_row("check", checked(content["checks"]))
+        rows.append(("check", checked(content["checks"])))
     for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
         for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
             shape = tuple(segment["shape"])
             text = f"{segment['name']} {segment['start']:,}:{segment['stop']:,}, shape {shape}"
-            table.add_row(title if index == 0 else "", text)
+            rows.append((title if index == 0 else "", text))
         if len(segments) > SEGMENTS_SHOWN:
-            table.add_row("", f"… and {len(segments) - SEGMENTS_SHOWN:,} more")
+            rows.append(("", f"… and {len(segments) - SEGMENTS_SHOWN:,} more"))
     if content["entries"]:
-        table.add_row("Frobenius norm", f"{content['norm']:.6g}")
-        table.add_row("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero")
-    _out.print(table)
+        rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
+        rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
+    _print_rows(rows)
 
 
 @contextmanager
@@ -188,8 +185,8 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
-def _table() -> Table:
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    return table
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    """Two columns; a line is as long as it is, so that it can be copied and searched."""
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        note(f"{label:<{width}}  {text}".rstrip())
