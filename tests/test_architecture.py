@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "jacjobs"
 MAY_IMPORT = {
     "errors": set(),
     "shape": {"errors"},
-    "problem": {"errors", "shape"},
+    "functions": {"errors"},
+    "problem": {"errors", "shape", "functions"},
     "fingerprint": {"errors", "shape", "problem"},
-    "autodiff": {"errors", "shape", "problem"},
+    "autodiff": {"errors", "shape", "functions", "problem"},
     "planning": {"errors", "shape", "problem"},
     "store": {"errors", "shape"},
     "run": {"errors", "shape", "problem", "autodiff", "planning", "store"},

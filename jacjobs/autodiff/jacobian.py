@@ -21,7 +21,8 @@ from jacjobs.autodiff.memory import memory_model
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy
 from jacjobs.errors import InputError
-from jacjobs.problem import Problem, function_error, inside_transform
+from jacjobs.functions import inside_transform
+from jacjobs.problem import Problem, function_error
 from jacjobs.shape import JacobianShape, Rectangle
 
 LARGEST_CHUNK = 1024
