@@ -69,12 +69,12 @@ def _try(problem: Problem, strategy: Strategy, reference: Tensor, chunk: int) ->
             return Verdict(reason=explain(error), error=error)
         try:
             with warnings.catch_warnings(action="ignore"):
-                _trial(problem, strategy, chunk)
+                products = _trial(problem, strategy, chunk)
         except Exception as second:
             return Verdict(reason=explain(second), error=second)
-        return Verdict(
-            reason=f"no batching rule for {missing[1]}: torch would loop over the samples", slow=True
-        )
+        wrong = _difference(problem, strategy, products, reference)
+        slow = f"no batching rule for {missing[1]}: torch would loop over the samples"
+        return Verdict(reason=wrong or slow, slow=wrong is None)
     return Verdict(reason=_difference(problem, strategy, products, reference))
 
 
