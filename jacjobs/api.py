@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,23 +17,27 @@ from typing import Any, Protocol
 import torch
 from pydantic import BaseModel, ValidationError
 
-from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.check import CHECKERS
-from jacjobs.autodiff.guards import check_function
-from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.errors import InputError, JacjobsError, RunDiffersError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
+from jacjobs.planning.choice import Chooser, Resources, Timing
+from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
-from jacjobs.planning.planner import Candidate, Plan, make_plan
-from jacjobs.problem import Problem, function_error
+from jacjobs.planning.planner import Facts, Plan, chooser_for, make_plan
+from jacjobs.problem import Problem
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
+from jacjobs.run.resources import check_budget, resources_here, resources_named, uses_gpu
+from jacjobs.run.survey import survey
+from jacjobs.run.tradeoff import Reading, readings
+from jacjobs.run.tuner import Tuner, seconds_for
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 
 INLINE = "inline"
-NOT_THE_RESULT = {"candidates", "nonfinite", "checked_by", "check_all"}
-"""Of a plan: what does not change what is written."""
+THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "row_group_rows"}
+"""Of a plan: what decides what is written."""
 
 
 @dataclass(frozen=True)
@@ -56,56 +60,61 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
     return _job(problem, spec.name, spec.output, spec.compute, spec.cluster, spec, folder, tuple(modules))
 
 
-def plan(problem: Problem, **options: Any) -> Plan:
+def plan(problem: Problem, *, device: str | None = None, **options: Any) -> Plan:
     """The plan for `problem`, made without starting or writing anything.
 
-    options: strategy, chunk, dtype, nonfinite, compression, workers, cpus_per_worker, …: the keys of the job
-    file's sections compute, output and cluster.
+    device:   plan for GPUs of this name ("H100 80GB"), whether there is one here or not.
+    options:  strategy, chunk, memory, dtype, nonfinite, compression, workers, cpus_per_worker, …: the keys of
+              the job file's sections compute, output and cluster.
 
-    Raises InputError for options that do not fit, FunctionError where the function raises.
+    Raises InputError for options that do not fit, or where memory or disk do not suffice; FunctionError where
+    the function raises.
     """
-    return plan_job(_job_from_options(problem, "runs/unnamed", options))
+    return plan_job(_job_from_options(problem, "runs/unnamed", options), device)
 
 
 def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
     """Compute the Jacobian of `problem` into a dataset at `path`; the options are those of `plan`.
 
-    Returns at once with the run (address `inline`: it runs when waited for). If `path` holds a run of the
-    same problem and options, what it lacks is computed.
+    Where strategy or chunk are left open and the job is long enough, they are timed on the device first: at
+    most 5% of the predicted time, and 30 s. Returns then with the run (address `inline`: it runs when waited
+    for). If `path` holds a run of the same problem and options, what it lacks is computed, with the plan that
+    it began with.
 
     Raises InputError (RunDiffersError, if a run of another job is there) before anything is written.
     """
     return submit_job(_job_from_options(problem, str(path), options))
 
 
-def plan_job(job: Job) -> Plan:
-    shape = job.problem.shape
-    check_function(job.problem)
-    verdicts = _verdicts(job.problem, job.compute)
-    asked = job.compute.strategy
-    considered = in_order_of_preference(shape) if asked == "auto" else [asked]
-    return make_plan(
-        shape,
-        [Candidate(strategy=n, reason=verdicts[n].reason, slow=verdicts[n].slow) for n in considered],
-        job.compute,
-        job.output,
-        job.cluster,
-        lambda name: next((c for c in CHECKERS[STRATEGIES[name].makes] if verdicts[c].reason is None), None),
-    )
+def plan_job(job: Job, device: str | None = None) -> Plan:
+    return _draft(job, device).plan()
+
+
+def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
+    """Measure memory and speed over strategies and chunks in this process, for about so long.
+
+    Returns the readings, and the plan that `submit` would make.
+    """
+    draft = _draft(job)
+    problem = job.problem.to("cuda") if uses_gpu(job.cluster) else job.problem
+    chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources)
+    measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
+    return measured, draft.tuned(Tuner(problem, job.cluster.cpus_per_worker).tune)
 
 
 def submit_job(job: Job) -> Run:
     folder = RunFolder(job.output.path)
     folder.check_writable()
-    if not folder.is_run:
-        return _begin(job, folder, _new_record(job, plan_job(job)), new=True)
-    record = folder.record()
-    differences = _differences(record, job)
-    if not differences:
-        return _begin(job, folder, _renewed(record, job.compute), new=False)
-    if not job.output.overwrite:
-        raise RunDiffersError.checklist(str(folder.path), differences)
-    return _begin(job, folder, _new_record(job, plan_job(job)), new=True)
+    if folder.is_run:
+        record = folder.record()
+        differences = _differences(record, job)
+        if not differences:
+            return _begin(job, folder, _renewed(record, job.compute))
+        if not job.output.overwrite:
+            raise RunDiffersError.checklist(str(folder.path), differences)
+    draft = _draft(job)
+    check_budget(draft.resources)
+    return _begin(job, folder, draft)
 
 
 def resume(path: str | Path, *, address: str | None = None) -> Run:
@@ -166,23 +175,15 @@ class Run:
     """A run that was submitted: watch it, wait for it, stop it."""
 
     def __init__(
-        self,
-        path: Path,
-        record: RunRecord,
-        session: AbstractContextManager[None],
-        start: Callable[[], _Running],
+        self, path: Path, record: RunRecord, session: AbstractContextManager[None], running: _Running
     ) -> None:
         self.path = path
         self.plan = Plan.model_validate(record.plan)
         self._session = session
+        self._running = running
         self._manifest: Manifest | None = None
         self._error: JacjobsError | None = None
         self._ended = False
-        try:
-            self._running = start()
-        except BaseException:
-            session.__exit__(None, None, None)
-            raise
 
     def wait(self) -> Manifest:
         """Wait for the end, and say what was written.
@@ -217,35 +218,94 @@ class Run:
             self._running.stop()
 
 
-def _begin(job: Job, folder: RunFolder, record: RunRecord, *, new: bool) -> Run:
-    """Connect first, write then: a wrong address leaves nothing behind."""
-
-    def create() -> None:
-        if new:
-            if folder.is_run:
-                folder.clear()
-            folder.create(record)
-
-    def inline() -> _Running:
-        create()
-        return _InlineRun(job, folder, record)
-
+def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
+    """Carry a record on, or freeze a draft into one. Connect first, write then: a wrong address leaves
+    nothing.
+    """
     if job.cluster.address == INLINE:
-        return Run(folder.path, record, nullcontext(), inline)
+        tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
+        record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
+        return Run(folder.path, record, nullcontext(), _InlineRun(job, folder, record))
 
-    from jacjobs.run.cluster import Payload, RayRun, place, session  # the one place that needs Ray
+    from jacjobs.run.cluster import (  # the one place that needs Ray
+        Payload,
+        RayRun,
+        place,
+        session,
+        worker_tuner,
+    )
 
-    def on_ray() -> _Running:
+    plan = Plan.model_validate(what.plan) if isinstance(what, RunRecord) else what.plan()
+    connection = session(job.cluster, max(plan.block_bytes, min(BLOCK_BYTES, plan.shape.total_bytes)))
+    connection.__enter__()
+    try:
         placement = place(job.cluster)
         payload = Payload.pack(job.problem, job.modules)
-        create()
-        return RayRun(record, str(folder.path), payload, placement)
+        if isinstance(what, RunRecord):
+            record = what
+        else:
+            with worker_tuner(payload, job.cluster, placement) as remote:
+                if placement.gpus_per_worker and what.resources.device.host:  # the GPUs are elsewhere
+                    what = replace(what, resources=remote.resources(job.compute.memory, job.output.path))
+                record = _created(job, folder, what, remote.tune)
+        return Run(folder.path, record, connection, RayRun(record, str(folder.path), payload, placement))
+    except BaseException:
+        connection.__exit__(None, None, None)
+        raise
 
-    tiling = Plan.model_validate(record.plan).tiling
-    block_bytes = tiling.block(0, 0).entries * job.problem.shape.item_bytes
-    connection = session(job.cluster, block_bytes)
-    connection.__enter__()
-    return Run(folder.path, record, connection, on_ray)
+
+# -- drafts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a plan is made from, before anything is measured."""
+
+    job: Job
+    facts: Facts
+    resources: Resources
+
+    def plan(self, timings: Sequence[Timing] = ()) -> Plan:
+        job = self.job
+        return make_plan(
+            self.facts,
+            job.compute,
+            job.output,
+            job.cluster,
+            self.resources,
+            lambda name: CHECKERS[STRATEGIES[name].makes],
+            timings,
+        )
+
+    def tuned(self, tune: Callable[[Chooser, float], list[Timing]]) -> Plan:
+        """The plan after a look at the device, where it pays."""
+        predicted = self.plan()
+        limit = seconds_for(predicted.seconds)
+        if not limit or "auto" not in (self.job.compute.strategy, self.job.compute.chunk):
+            return predicted
+        chooser = chooser_for(self.facts, self.job.compute, self.job.output, self.resources)
+        return self.plan(tune(chooser, limit))
+
+
+def _draft(job: Job, device: str | None = None) -> _Draft:
+    """Look at the problem. Raises what `survey` raises."""
+    memory, path = job.compute.memory, job.output.path
+    if device is None:
+        resources = resources_here(job.cluster, memory, path)
+    else:
+        resources = resources_named(device, job.cluster, memory, path)
+    return _Draft(job, survey(job.problem, job.compute.strategy, resources), resources)
+
+
+def _created(
+    job: Job, folder: RunFolder, draft: _Draft, tune: Callable[[Chooser, float], list[Timing]]
+) -> RunRecord:
+    """Tune, freeze the plan, and make the folder."""
+    record = _new_record(job, draft.tuned(tune))
+    if folder.is_run:
+        folder.clear()
+    folder.create(record)
+    return record
 
 
 # -- putting a record together -----------------------------------------------------------------------------
@@ -293,30 +353,6 @@ def _job(
     return Job(problem, name, output, compute, cluster, spec, folder, modules)
 
 
-def _verdicts(problem: Problem, compute: ComputeOptions) -> dict[str, Verdict]:
-    """Try strategies on a tiny real chunk: all of them for auto, else the one asked for and its checkers.
-
-    Raises FunctionError if not even vjp/loop works: then it is the function that fails.
-    """
-    names = list(STRATEGIES)
-    if compute.strategy != "auto":
-        names = [compute.strategy, REFERENCE, *CHECKERS[STRATEGIES[compute.strategy].makes]]
-    verdicts = try_strategies(problem, dict.fromkeys(names))
-    broken = verdicts[REFERENCE].error
-    if broken is not None:
-        raise function_error(broken, f"when {REFERENCE} was tried on the first point")
-    if compute.strategy != "auto":
-        asked = verdicts[compute.strategy]
-        if asked.reason is not None and not asked.slow:
-            raise InputError.about(
-                "compute.strategy",
-                got=f"{compute.strategy}, which this function does not support ({asked.reason})",
-                expected="one that it does",
-                do="--set compute.strategy=auto picks one",
-            )
-    return verdicts
-
-
 def _result_options(job: Job) -> dict[str, Any]:
     """The options that change what is written."""
     return {
@@ -352,7 +388,7 @@ def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:
 def _new_record(job: Job, plan: Plan) -> RunRecord:
     marks = fingerprint(job.problem)
     options = _result_options(job)
-    content = plan.model_dump(mode="json", exclude=NOT_THE_RESULT)
+    content = plan.model_dump(mode="json", include=THE_RESULT)
     run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]
     spec = None
     if job.spec is not None:

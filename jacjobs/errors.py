@@ -85,5 +85,9 @@ class WorkersError(JacjobsError):
     """No worker or assembler can be started, or they all keep dying."""
 
 
+class DeviceMemoryError(JacjobsError):
+    """Not even one product of the leanest strategy fits the device's memory."""
+
+
 class StoreError(JacjobsError):
     """The dataset cannot be written or read: disk full, denied, damaged, not a run."""

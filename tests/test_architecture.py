@@ -13,13 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "jacjobs"
 MAY_IMPORT = {
     "errors": set(),
     "shape": {"errors"},
+    "cost": {"errors", "shape"},
     "functions": {"errors"},
     "problem": {"errors", "shape", "functions"},
     "fingerprint": {"errors", "shape", "problem"},
-    "autodiff": {"errors", "shape", "functions", "problem"},
-    "planning": {"errors", "shape", "problem"},
+    "autodiff": {"errors", "shape", "cost", "functions", "problem"},
+    "planning": {"errors", "shape", "cost", "problem"},
     "store": {"errors", "shape"},
-    "run": {"errors", "shape", "problem", "autodiff", "planning", "store"},
+    "run": {"errors", "shape", "cost", "problem", "autodiff", "planning", "store"},
     "jobspec": {"errors", "shape", "problem", "planning"},
 }
 MAY_IMPORT["api"] = set(MAY_IMPORT) | {"jobspec"}

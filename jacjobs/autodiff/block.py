@@ -1,9 +1,18 @@
 """The chunk loop: a block's products, streamed chunk by chunk into a buffer on the host.
 
-The device never holds a block, only the chunk in hand.
+The device never holds a block, only the chunk in hand. Where even that is too much, the chunk is made again
+in halves, and what follows in chunks of the smaller size.
 """
 
 from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,31 +20,142 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Chunk, products_of
+from jacjobs.autodiff.strategy import Chunk, Strategy, products_of
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
 
-def compute_block(problem: Problem, strategy: str, block: Rectangle, chunk: int) -> NDArray[np.generic]:
+class ProductTooLargeError(Exception):
+    """Not even one product of the leanest strategy fits the memory; `__cause__` is what the allocator
+    said.
+    """
+
+
+@dataclass
+class Pace:
+    """How products are made now: a strategy and a chunk, which shrink when memory runs out and stay so.
+
+    leaner:   strategies to go on with, one product at a time, when one product of `strategy` is too much.
+    retreats: what happened, in words, since they were last taken.
+    """
+
+    strategy: str
+    chunk: int
+    leaner: Sequence[str] = ()
+    retreats: list[str] = field(default_factory=list)
+
+    def retreat(self, where: Rectangle, error: BaseException) -> None:
+        """To half the chunk, or to a leaner strategy. Raises ProductTooLargeError where there is none."""
+        before = self.strategy, self.chunk
+        if self.chunk > 1:
+            self.chunk //= 2
+        elif self.leaner:
+            self.strategy, *self.leaner = self.leaner
+        else:
+            raise ProductTooLargeError(self.strategy) from error
+        self.retreats.append(
+            f"{where}: out of memory with {before[0]}, chunk {before[1]:,}; went on with {self.strategy}, "
+            f"chunk {self.chunk:,}"
+        )
+
+
+def compute_block(problem: Problem, pace: Pace, block: Rectangle) -> NDArray[np.generic]:
     """Entries of `block`: shape (points, rows, columns), in the dtype that J is stored as.
 
     A block of a strategy that makes rows has all columns, one of a strategy that makes columns all rows.
-    Raises what the user's function raises.
+    `pace` is changed where memory runs out: only the chunk that failed is made again.
+    Raises what the user's function raises, and ProductTooLargeError.
     """
-    maker = STRATEGIES[strategy]
-    shape = problem.shape
-    by_rows = maker.makes == "rows"
-    lengths = (block.rows, shape.columns) if by_rows else (block.columns, shape.rows)
-    on_cuda = any(problem.leaves[index].is_cuda for index in problem.wanted)
-    # (points, products, what one product holds): a product lies in one piece, so a chunk is one copy.
-    host = torch.empty((block.points, *lengths), dtype=getattr(torch, shape.dtype), pin_memory=on_cuda)
-    first = products_of(maker, block)[0]
-    seeds = OneHot(shape.rows if by_rows else shape.columns)
-    for part in maker.chunks(problem, block, seeds, chunk):
-        _copy(part, host, block.point_start, first, whole=on_cuda)
-    if on_cuda:
+    by_rows = STRATEGIES[pace.strategy].makes == "rows"
+    host = _buffer(problem, block, by_rows=by_rows)
+    left = [block]
+    while left:
+        maker, rectangle = STRATEGIES[pace.strategy], left.pop(0)
+        done: tuple[slice, slice] | None = None
+        failure = None
+        try:
+            for there in _filled(problem, maker, rectangle, pace.chunk, host, block):
+                done = there
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # its frames hold the tensors that were too many
+        if failure is not None:
+            pace.retreat(rectangle, failure)
+            left = _rest(maker, rectangle, done) + left
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    if _on_cuda(problem):
         torch.cuda.synchronize()
     return host.numpy() if by_rows else host.transpose(1, 2).contiguous().numpy()
+
+
+def time_chunks(
+    problem: Problem, strategy: str, block: Rectangle, chunk: int, enough_seconds: float
+) -> tuple[float, float]:
+    """Seconds before the first chunk of `block` (a graph, say), and of one chunk: the median of those made.
+
+    Stops after `enough_seconds`, but makes one chunk at least. The copy to the host counts.
+    """
+    host = _buffer(problem, block, by_rows=STRATEGIES[strategy].makes == "rows")
+    marks = [time.perf_counter()]
+    for _ in _filled(problem, STRATEGIES[strategy], block, chunk, host, block):
+        if _on_cuda(problem):
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+        if marks[-1] - marks[0] > enough_seconds:
+            break
+    first, *others = [after - before for before, after in itertools.pairwise(marks)]
+    if not others:
+        return 0.0, first
+    one = statistics.median(others)
+    return max(0.0, first - one), one
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device, or of the host (torch's CPU allocator raises a RuntimeError)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool) -> torch.Tensor:
+    """(points, products, what one product holds): a product lies in one piece, so a chunk is one copy."""
+    shape = problem.shape
+    lengths = (block.rows, shape.columns) if by_rows else (block.columns, shape.rows)
+    dtype = getattr(torch, shape.dtype)
+    return torch.empty((block.points, *lengths), dtype=dtype, pin_memory=_on_cuda(problem))
+
+
+def _filled(
+    problem: Problem, maker: Strategy, part: Rectangle, chunk: int, host: torch.Tensor, block: Rectangle
+) -> Iterator[tuple[slice, slice]]:
+    """Put the products of `part` into the buffer of `block`; yields what is there, chunk by chunk."""
+    shape = problem.shape
+    seeds = OneHot(shape.rows if maker.makes == "rows" else shape.columns)
+    first = products_of(maker, block)[0]
+    for made in maker.chunks(problem, part, seeds, chunk):
+        _copy(made, host, block.point_start, first, whole=_on_cuda(problem))
+        there = made.points, made.products
+        del made
+        yield there
+
+
+def _rest(maker: Strategy, part: Rectangle, done: tuple[slice, slice] | None) -> list[Rectangle]:
+    """What of `part` is left after the chunk `done`: of its points, and the points after them."""
+    if done is None:
+        return [part]
+    points, products = done
+    stop = products_of(maker, part)[1]
+    rest = []
+    if products.stop < stop:
+        same = part._replace(point_start=points.start, point_stop=points.stop)
+        ahead: dict[str, Any] = {f"{maker.makes[:-1]}_start": products.stop}
+        rest.append(same._replace(**ahead))
+    if points.stop < part.point_stop:
+        rest.append(part._replace(point_start=points.stop))
+    return rest
 
 
 def _copy(chunk: Chunk, host: torch.Tensor, point: int, product: int, *, whole: bool) -> None:
@@ -52,3 +172,7 @@ def _copy(chunk: Chunk, host: torch.Tensor, point: int, product: int, *, whole: 
     for leaf in leaves:
         host[points, products, start : start + leaf.shape[2]].copy_(leaf, non_blocking=whole)
         start += leaf.shape[2]
+
+
+def _on_cuda(problem: Problem) -> bool:
+    return any(problem.leaves[index].is_cuda for index in problem.wanted)

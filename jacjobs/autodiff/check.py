@@ -39,6 +39,8 @@ CHECKERS = {
 }
 """Who can check a strategy that makes rows, or columns: the first that works."""
 KEY = 8191
+SLAB_BYTES = 4 << 20
+"""A block is compared so much of it at a time: in float64, whatever its own dtype."""
 
 
 class Finding(NamedTuple):
@@ -78,7 +80,7 @@ class Checker:
         extent = products_of(STRATEGIES["vjp/loop" if self._by_rows else "jvp/loop"], block)
         worst, passed = 0.0, True
         for point in range(start, stop):
-            matrix = values[point - block.point_start].astype(np.float64)
+            matrix = values[point - block.point_start]
             expected = products[point - start, slice(*extent)]
             error, within = self._compare(matrix if self._by_rows else matrix.T, expected)
             worst, passed = max(worst, error), passed and within
@@ -94,11 +96,16 @@ class Checker:
         start = block.point_start + int(chance.integers(block.points - count + 1))
         return start, start + count
 
-    def _compare(self, matrix: NDArray[np.float64], expected: NDArray[np.float64]) -> tuple[float, bool]:
+    def _compare(self, products: NDArray[Any], expected: NDArray[np.float64]) -> tuple[float, bool]:
         """The worst error of a point's products, relative; and whether all are within the tolerance."""
+        norms, residuals = np.empty(len(products)), np.empty(len(products))
+        step = max(1, SLAB_BYTES // (8 * products.shape[1]))
         with np.errstate(all="ignore"):
-            norms = np.linalg.norm(matrix, axis=1)
-            residuals = np.abs(matrix @ self._vector - expected)
+            for first in range(0, len(products), step):
+                some = slice(first, first + step)
+                slab = products[some].astype(np.float64)
+                norms[some] = np.linalg.norm(slab, axis=1)
+                residuals[some] = np.abs(slab @ self._vector - expected[some])
         finite = np.isfinite(residuals) & np.isfinite(norms)  # NaN and infinity are another matter
         if not finite.any():
             return 0.0, True

@@ -57,6 +57,7 @@ class DoubleVjpLoop(Strategy):
                     slice(column, column + 1),
                     [c.reshape(1, 1, -1) for c in columns],
                 )
+                del columns
 
 
 class DoubleVjpRepeat(Strategy):
@@ -94,6 +95,7 @@ class DoubleVjpRepeat(Strategy):
                     slice(first, last),
                     [c.reshape(stop - start, last - first, -1) for c in columns],
                 )
+                del columns
 
 
 class DoubleVjpVmap(Strategy):
@@ -145,6 +147,7 @@ class DoubleVjpVmap(Strategy):
                     slice(first, last),
                     [c.reshape(last - first, points, -1).transpose(0, 1) for c in columns],
                 )
+                del columns
 
 
 def _linear_map(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -56,6 +56,7 @@ class JvpLoop(Strategy):
                     outputs = problem.call_one(_dual(leaves, problem.wanted, tangents))
                     columns = [_tangent(output).reshape(1, 1, -1) for output in outputs]
                 yield Chunk(slice(point, point + 1), slice(column, column + 1), columns)
+                del columns
 
 
 class JvpRepeat(Strategy):
@@ -89,6 +90,7 @@ class JvpRepeat(Strategy):
                     columns = [_tangent(output).reshape(stop - start, last - first, -1) for output in outputs]
                     del duals, outputs
                 yield Chunk(slice(start, stop), slice(first, last), columns)
+                del columns
 
 
 class JvpVmap(Strategy):
@@ -128,6 +130,7 @@ class JvpVmap(Strategy):
                     slice(first, last),
                     [c.reshape(last - first, points, -1).transpose(0, 1) for c in columns],
                 )
+                del columns
 
     def _columns(
         self, problem: Problem, leaves: list[Any], tangents: list[Tensor], *, batch: bool

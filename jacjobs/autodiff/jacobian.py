@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
-from jacjobs.autodiff.memory import memory_model
+from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy
+from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
 from jacjobs.problem import Problem, function_error
@@ -112,23 +113,23 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
         raise InputError.about("chunk", got=repr(chunk), expected="auto or a positive number of products")
     budget = _budget(memory, problem)
+    estimator = Estimator(problem, budget)
     names = in_order_of_preference(problem.shape) if strategy == "auto" else [strategy]
     too_large: list[str] = []
     unsupported: list[str] = []
     for name in names:
-        products = _products(problem.shape, STRATEGIES[name])
         try:
-            model = memory_model(problem, name, products)
+            model = estimator.model(name)
         except Exception as error:
             unsupported.append(explain(error))
             continue
-        size = chunk if isinstance(chunk, int) else min(model.largest_chunk(budget), LARGEST_CHUNK)
+        size = chunk if isinstance(chunk, int) else min(_largest_chunk(model, budget), LARGEST_CHUNK)
         if size < 1:
-            too_large.append(f"{name} needs {model.peak(1):,} bytes")
+            too_large.append(f"{name} needs {model.peak_bytes(1):,} bytes")
             continue
         verdict = try_strategies(problem, [name], chunk=min(2, size))[name]
         if verdict.reason is None or (verdict.slow and strategy == name):
-            return name, min(size, products)
+            return name, min(size, _products(problem.shape, STRATEGIES[name]))
         unsupported.append(verdict.reason)
     if too_large:
         raise MemoryError(
@@ -146,6 +147,13 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
     )
 
 
+def _largest_chunk(model: CostModel, budget: int) -> int:
+    """The largest chunk whose peak is within `budget` bytes; 0 or less if not even one product is."""
+    if model.product_bytes == 0:
+        return model.most if model.fixed_bytes <= budget else 0
+    return int((budget - model.fixed_bytes) // model.product_bytes)
+
+
 def _budget(memory: Any, problem: Problem) -> int:
     """`memory` in bytes."""
     device = problem.leaves[problem.wanted[0]].device
@@ -156,7 +164,7 @@ def _budget(memory: Any, problem: Problem) -> int:
     elif memory is None or (isinstance(memory, float) and 0 < memory <= 1):
         if device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0] * (memory or 0.9))
-        return int(psutil.virtual_memory().available * (memory or 0.5))
+        return int(available_memory_bytes() * (memory or 0.5))
     elif isinstance(memory, int) and memory > 0:
         return memory
     raise InputError.about("memory", got=repr(memory), expected='bytes, "8GiB", or a fraction up to 1.0')
@@ -174,7 +182,10 @@ def _chunks(
     whole = Rectangle(0, 1, 0, shape.rows, 0, shape.columns)
     seeds = OneHot(_products(shape, maker))
     for made in maker.chunks(problem, whole, seeds, chunk, create_graph=create_graph):
-        yield made.products, [leaf.squeeze(0) for leaf in made.leaves]
+        products, leaves = made.products, [leaf.squeeze(0) for leaf in made.leaves]
+        del made
+        yield products, leaves
+        del leaves
 
 
 def _assembled(
@@ -193,6 +204,7 @@ def _assembled(
             made = [leaf.new_empty(count, leaf.shape[1]) for leaf in leaves]
         for whole, part in zip(made, leaves, strict=True):
             whole[products] = part.detach()
+        del leaves, part  # a chunk is let go of before the next is made
     return made
 
 

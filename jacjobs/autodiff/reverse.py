@@ -56,6 +56,7 @@ class VjpLoop(Strategy):
                 yield Chunk(
                     slice(point, point + 1), slice(row, row + 1), [g.reshape(1, 1, -1) for g in gradients]
                 )
+                del gradients
 
 
 class VjpRepeat(Strategy):
@@ -94,6 +95,7 @@ class VjpRepeat(Strategy):
                     slice(first, last),
                     [g.reshape(stop - start, last - first, -1) for g in gradients],
                 )
+                del gradients
 
 
 class VjpVmap(Strategy):
@@ -149,6 +151,7 @@ class VjpVmap(Strategy):
                 slice(first, last),
                 [g.reshape(1, last - first, -1) for g in gradients],
             )
+            del gradients
 
     def _stacked(
         self,

@@ -56,7 +56,8 @@ class Strategy(ABC):
         A strategy that makes rows gives them whole, one that makes columns too: of the block it uses the
         points and the extent of the products. With `create_graph` the products can be differentiated
         again, with respect to the leaves and to whatever `fn` captured; without, graphs live no longer than
-        the chunks that need them: the consumer holds one chunk at a time.
+        the chunks that need them, and a chunk no longer than the consumer holds it: let go of one before
+        asking for the next.
         """
 
 

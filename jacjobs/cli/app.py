@@ -36,29 +36,74 @@ Out = Annotated[str | None, typer.Option(metavar="PATH", help="Where the dataset
 Address = Annotated[
     str | None, typer.Option(metavar="ADDRESS", help="local, inline, auto, HOST:PORT or ray://… .")
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="BYTES", help="Memory for products in each worker: 8GiB, or 0.9 of what is free."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 @app.command()
-def submit(job: JobFile, overrides: Set = None, out: Out = None, address: Address = None) -> None:
+def submit(
+    job: JobFile, overrides: Set = None, out: Out = None, address: Address = None, memory: Memory = None
+) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest."""
     from jacjobs.api import submit_job
 
-    _follow(submit_job(_job(job, overrides, out, address)))
+    _follow(submit_job(_job(job, overrides, out, address, memory)))
 
 
 @app.command()
 def plan(
-    job: JobFile, overrides: Set = None, out: Out = None, address: Address = None, as_json: AsJson = False
+    job: JobFile,
+    overrides: Set = None,
+    out: Out = None,
+    address: Address = None,
+    memory: Memory = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help='Plan for GPUs that are not here: "H100 80GB".')
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what a job would do: size of J, strategy, chunk, blocks, parts. Starts and writes nothing."""
+    """Show what a job would do: size, strategies compared, memory, time, disk. Starts and writes nothing."""
     from jacjobs.api import plan_job
 
-    made = plan_job(_job(job, overrides, out, address))
+    made = plan_job(_job(job, overrides, out, address, memory), device)
     if as_json:
         _print_json(made.model_dump(mode="json"))
     else:
         render.plan(made)
+
+
+@app.command()
+def tune(
+    job: JobFile,
+    overrides: Set = None,
+    memory: Memory = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where tune.csv and tune.png go; made if it is not there.")
+    ] = Path("tune"),
+    seconds: Annotated[float, typer.Option(metavar="N", min=1, help="About how long to measure.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure memory and speed against the chunk, for every strategy that works: a table, a CSV, a
+    picture.
+    """
+    from dataclasses import asdict
+
+    from jacjobs.api import measure_job
+    from jacjobs.cli import plots
+
+    planned = _job(job, overrides, memory=memory)
+    measured, made = measure_job(planned, seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    render.write_csv(out / "tune.csv", [asdict(reading) for reading in measured])
+    plots.tradeoff(measured, made, planned.name, out / "tune.png")
+    if as_json:
+        _print_json([asdict(reading) for reading in measured])
+        return
+    render.tradeoff(measured, made)
+    render.note(f"\n{out / 'tune.csv'}, {out / 'tune.png'}")
 
 
 @app.command()
@@ -94,12 +139,19 @@ def main() -> None:
         sys.exit(StoppedError.exit_code)
 
 
-def _job(path: Path, overrides: list[str] | None, out: str | None, address: str | None) -> Job:
+def _job(
+    path: Path,
+    overrides: list[str] | None,
+    out: str | None = None,
+    address: str | None = None,
+    memory: str | None = None,
+) -> Job:
     from jacjobs.jobspec import read_job
 
     settings = list(overrides or [])
     settings += [f"output.path={json.dumps(out)}"] if out is not None else []
     settings += [f"cluster.address={json.dumps(address)}"] if address is not None else []
+    settings += [f"compute.memory={memory}"] if memory is not None else []
     spec = read_job(path, settings)
     if spec.cluster.address.startswith(("http://", "https://")):
         raise InputError.about(

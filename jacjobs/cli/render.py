@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from jacjobs.api import Run
-    from jacjobs.planning.planner import Plan
+    from jacjobs.planning.planner import Candidate, Plan
     from jacjobs.run.coordinator import Progress as RunProgress
+    from jacjobs.run.tradeoff import Reading
     from jacjobs.store.folder import Manifest
 
 LINE_SECONDS = 5.0
@@ -37,20 +39,94 @@ def note(text: str) -> None:
 
 
 def plan(made: Plan) -> None:
-    tiling = made.tiling
-    block, part = tiling.block(0, 0), tiling.part(0)
-    item = made.shape.item_bytes
+    tiling, resources = made.tiling, made.resources
+    part = tiling.part(0).entries * made.shape.item_bytes
+    free = "unknown" if resources.disk_free_bytes is None else size(resources.disk_free_bytes)
+    scratch = f", {size(made.scratch_bytes)} of scratch files" if made.scratch_bytes else ""
+    how = "measured" if made.timings else "predicted"
+    who = f"{count(resources.workers, 'worker')}, {resources.device.name}"
     rows = [
         ("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}"),
-        ("strategy", f"{made.strategy}, chunks of {made.chunk:,} products"),
-        ("blocks", f"{tiling.blocks:,} of up to {size(block.entries * item)}"),
-        ("parts", f"{tiling.parts:,} of up to {size(part.entries * item)}, {packed(made.compression)}"),
+        (
+            "dataset",
+            f"{size(made.disk_bytes)} {packed(made.compression)}{scratch}; free on that disk: {free}",
+        ),
+        ("on", f"{who}, {size(resources.budget_bytes)} each"),
+        ("strategy", f"{made.strategy}, chunks of {made.chunk:,} products: {why(made)}"),
+        ("memory", f"{size(made.peak_bytes)} a worker at the peak, predicted"),
+        ("time", f"{duration(made.seconds)}, {how}; start-up not counted"),
+        ("blocks", f"{tiling.blocks:,} of up to {size(made.block_bytes)}"),
+        ("parts", f"{tiling.parts:,} of up to {size(part)}"),
         ("check", checking(made)),
     ]
-    for candidate in made.candidates:
-        chosen = "works, chosen" if candidate.strategy == made.strategy else "works"
-        rows.append((f"  {candidate.strategy}", candidate.reason or chosen))
     _print_rows(rows)
+    note("")
+    _print_table(
+        ("strategy", "chunk", "memory", "time", ""),
+        [_candidate_row(candidate, made.strategy) for candidate in made.candidates],
+    )
+
+
+def why(made: Plan) -> str:
+    """Why this strategy."""
+    others = [c.seconds for c in made.candidates if c.seconds is not None and c.strategy != made.strategy]
+    if len(made.candidates) == 1:
+        return "asked for"
+    if not others:
+        return "the only one that works and fits"
+    factor = min(others) / made.seconds if made.seconds else 1.0
+    return f"{factor:.1f} × as fast as the next" if factor >= 1.05 else "the fastest, by little"
+
+
+def _candidate_row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
+    if candidate.chunk is None or candidate.peak_bytes is None or candidate.seconds is None:
+        needed = size(candidate.peak_bytes) if candidate.peak_bytes is not None else ""
+        return candidate.strategy, "", needed, "", candidate.reason or "not compared"
+    remark = "chosen" if candidate.strategy == chosen else ""
+    remark += (", " if remark else "") + "timed" if candidate.timed else ""
+    if candidate.slow and candidate.reason:
+        remark += (", " if remark else "") + candidate.reason
+    return (
+        candidate.strategy,
+        f"{candidate.chunk:,}",
+        size(candidate.peak_bytes),
+        duration(candidate.seconds),
+        remark,
+    )
+
+
+def tradeoff(measured: Sequence[Reading], made: Plan) -> None:
+    """A line a reading, those of a strategy together; the fastest of all is said at the end."""
+    rows = []
+    best = min(measured, key=lambda reading: reading.seconds)
+    for reading in sorted(measured, key=lambda r: (r.strategy, r.chunk)):
+        remark = "fastest of these" if reading is best else ""
+        if (reading.strategy, reading.chunk) == (made.strategy, made.chunk):
+            remark += (", " if remark else "") + "chosen"
+        rows.append(
+            (
+                reading.strategy,
+                f"{reading.chunk:,}",
+                f"{reading.products_a_second:,.0f} {reading.makes}",
+                size(reading.measured_bytes),
+                size(reading.predicted_bytes),
+                duration(reading.seconds),
+                remark,
+            )
+        )
+    _print_table(("strategy", "chunk", "a second", "memory", "predicted", "all of J", ""), rows)
+    note("")
+    note(
+        f"chosen by `jacjobs submit`: {made.strategy}, chunks of {made.chunk:,}, "
+        f"{duration(made.seconds)} on {count(made.resources.workers, 'worker')}"
+    )
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def plan_line(made: Plan, path: Path) -> None:
@@ -183,6 +259,30 @@ def size(nbytes: float) -> str:
             return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
         nbytes /= 1024
     raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 0.3 s, 12 s, 4:05 min, 3:20 h, 12 days."""
+    if seconds < 10:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else "under 0.1 s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+    if seconds < 48 * 3600:
+        return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02} h"
+    return f"{seconds / 86400:,.1f} days"
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; numbers, that is all but the first and the last, to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        cells = [
+            cell.ljust(width) if i in (0, len(head) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        note("  ".join(cells).rstrip())
 
 
 def _print_rows(rows: list[tuple[str, str]]) -> None:

@@ -21,6 +21,9 @@ PART_BYTES = 256 * MIB
 SMALLEST_PART_BYTES = 32 * MIB
 PARTS_WANTED = 8
 """Parts are written beside each other; a small J still gets a few."""
+BLOCK_SECONDS = 30.0
+PART_SECONDS = 300.0
+"""Where products take long, a block and a part hold fewer: a crash costs so much of a worker's time."""
 
 
 class Tiling(BaseModel):
@@ -102,18 +105,31 @@ class Tiling(BaseModel):
         )
 
 
-def tile(shape: JacobianShape, chunk: int, *, by_columns: bool = False) -> Tiling:
+def tile(
+    shape: JacobianShape,
+    chunk: int,
+    *,
+    by_columns: bool = False,
+    product_seconds: float = 0.0,
+    block_bytes: int = BLOCK_BYTES,
+) -> Tiling:
     """Cut J for chunks of `chunk` products: ranges of points where a block holds whole matrices, else ranges
     of rows, or, where a product is a column, of columns.
 
-    A block is at least one chunk, so that a large chunk is not cut short. A part holds whole rows: where
-    blocks are ranges of columns it holds whole matrices, however large.
+    A block is at most `block_bytes` and `BLOCK_SECONDS` of work, at `product_seconds` each, but at least one
+    chunk, so that a large chunk is not cut short. A part holds whole rows: where blocks are ranges of columns
+    it holds whole matrices, however large.
     """
-    block_bytes = _clamp(shape.total_bytes // BLOCKS_WANTED, SMALLEST_BLOCK_BYTES, BLOCK_BYTES)
-    part_bytes = _clamp(shape.total_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, PART_BYTES)
     products, product_bytes = shape.rows, shape.row_bytes
     if by_columns:
         products, product_bytes = shape.columns, shape.column_bytes
+    block_bytes = _clamp(
+        shape.total_bytes // BLOCKS_WANTED, min(SMALLEST_BLOCK_BYTES, block_bytes), block_bytes
+    )
+    part_bytes = _clamp(shape.total_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, PART_BYTES)
+    if product_seconds > 0:
+        block_bytes = min(block_bytes, int(BLOCK_SECONDS / product_seconds * product_bytes))
+        part_bytes = min(part_bytes, int(PART_SECONDS / product_seconds * product_bytes))
     chunk_points = max(1, chunk // products)
     block_products = products
     if shape.matrix_bytes <= block_bytes or chunk_points > 1:

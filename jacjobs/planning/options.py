@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
+Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)$")]
 StrategyName = Literal[
     "vjp/loop",
     "vjp/repeat",
@@ -28,7 +29,10 @@ class ComputeOptions(_Options):
     """How products are made.
 
     strategy:   one by name, or auto: the first, in the order of expected speed, that the function supports.
-    chunk:      how many products are made at once, or auto.
+    chunk:      how many products are made at once, or auto: as many as fit and help.
+    memory:     what products in the making may take in each worker: bytes ("8GiB"), or a fraction of what is
+                free (0.9). Default: 0.9 of a GPU's; half of a host's, shared among its workers, with the
+                blocks.
     dtype:      cast the floating-point arguments to it first; null leaves them as they are.
     seed:       for a random function (dropout): every call of it begins with this seed.
     check:      how much of J is compared with a product of the other mode: auto (a sample of points that
@@ -38,6 +42,7 @@ class ComputeOptions(_Options):
 
     strategy: Literal["auto"] | StrategyName = "auto"
     chunk: Literal["auto"] | Count = "auto"
+    memory: Annotated[float, Field(gt=0, le=1, strict=True)] | Memory | None = None
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     seed: Annotated[int, Field(ge=0, strict=True)] | None = None
     check: Literal["auto", "all", "off"] = "auto"

@@ -1,4 +1,6 @@
-"""The plan: made before anything starts, a pure function of the problem's shape and the options."""
+"""The plan: made before anything starts, a pure function of the problem's shape, what is known of it, the
+resources and the options.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from jacjobs.planning.geometry import MIB, Tiling, tile
+from jacjobs.cost import CostModel
+from jacjobs.errors import InputError
+from jacjobs.planning.choice import IN_MEMORY_BYTES, Chooser, Estimate, Resources, Timing, is_by_rows
+from jacjobs.planning.geometry import MIB, Tiling
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.shape import JacobianShape
 
-CHUNK_BYTES = 32 * MIB
-LARGEST_CHUNK = 1024
-"""Without a memory model, an automatic chunk holds at most 32 MiB of products and 1,024 of them."""
 ROW_GROUP_BYTES = 32 * MIB
+RECORD_BYTES = 8
+"""What a record takes beside its values, at most: its three indices compress to almost nothing, but not to
+nothing.
+"""
+BEST_COMPRESSION = 10
+"""A compressed dataset is refused for lack of disk only if it would not fit even so much smaller."""
 
 
 class Candidate(BaseModel):
     """A strategy that was considered.
 
-    reason:  why it was dropped; None if it works.
-    slow:    it works, for whoever asks for it by name.
+    reason:      why it was dropped; None if it works.
+    slow:        it works, for whoever asks for it by name.
+    chunk, peak_bytes, seconds:  at its best chunk, what a worker takes, how long all of J takes.
+    timed:       whether that was measured, or predicted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,6 +39,10 @@ class Candidate(BaseModel):
     strategy: str
     reason: str | None = None
     slow: bool = False
+    chunk: int | None = None
+    peak_bytes: int | None = None
+    seconds: float | None = None
+    timed: bool = False
 
 
 class Plan(BaseModel):
@@ -37,8 +51,14 @@ class Plan(BaseModel):
     by_columns:      whether a product is a column of J; else it is a row.
     checked_by:      the strategy whose products the blocks are checked with; None: no check.
     check_all:       whether every point is checked, not a sample.
+    check_points:    how many points are checked at once, at most.
     threads:         torch's threads in each worker: how a sum is split shows in its last bits.
     row_group_rows:  records in each Parquet row group.
+    leaner:          strategies for a device on which one product of `strategy` does not fit after all.
+    resources:       what the plan was made for.
+    peak_bytes, seconds, disk_bytes:  predicted: for one worker, for all of J, for the dataset.
+    scratch_bytes:   what is on disk besides, while parts are put together.
+    timings:         what was measured before the first block, if anything was.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,56 +70,194 @@ class Plan(BaseModel):
     tiling: Tiling
     checked_by: str | None
     check_all: bool
+    check_points: int
     threads: int
     nonfinite: Literal["error", "warn", "allow"]
     compression: Literal["none", "zstd", "lz4"]
     row_group_rows: int
+    leaner: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
+    resources: Resources
+    peak_bytes: int
+    seconds: float
+    disk_bytes: int
+    scratch_bytes: int
+    timings: tuple[Timing, ...] = ()
+
+    @property
+    def block_bytes(self) -> int:
+        """Of the largest block."""
+        return self.tiling.block(0, 0).entries * self.shape.item_bytes
+
+
+class Facts(BaseModel):
+    """What is known of a problem: its strategies, in order of preference, and what each costs.
+
+    verdicts:  a candidate for each strategy, with the reason if it is none.
+    models:    of those that run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: JacobianShape
+    verdicts: tuple[Candidate, ...]
+    models: tuple[CostModel, ...]
 
 
 def make_plan(
-    shape: JacobianShape,
-    candidates: Sequence[Candidate],
+    facts: Facts,
     compute: ComputeOptions,
     output: OutputOptions,
     cluster: ClusterOptions,
-    checkers: Callable[[str], str | None],
+    resources: Resources,
+    checkers: Callable[[str], Sequence[str]],
+    timings: Sequence[Timing] = (),
 ) -> Plan:
-    """`candidates` in order of preference; at least one works, and where one is asked for, that one does.
+    """`checkers` names who could check a strategy's blocks, the best first.
 
-    `checkers` names who can check a strategy's blocks, None if nobody can.
+    Raises InputError where no strategy fits the memory, or the dataset not the disk.
     """
-    strategy = next(
-        c.strategy
-        for c in candidates
-        if (compute.strategy == "auto" and c.reason is None)
-        or (compute.strategy == c.strategy and (c.reason is None or c.slow))
-    )
-    by_columns = not strategy.startswith("vjp/")
-    chunk = _chunk(shape, strategy, by_columns, compute.chunk)
+    shape = facts.shape
+    chooser = chooser_for(facts, compute, output, resources, timings)
+    ranked = chooser.ranked()
+    if not ranked:
+        raise _too_large(chooser, resources)
+    best = ranked[0]
+    model = chooser.models[best.strategy]
+    tiling = chooser.tiling(model, best.chunk, best.product_seconds)
+    disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
+    _check_disk(disk_bytes + scratch_bytes, resources, output)
+    checker = None
+    if compute.check != "off":
+        checker = next((m for n in checkers(best.strategy) if (m := _model(facts, n)) is not None), None)
     return Plan(
         shape=shape,
-        strategy=strategy,
-        chunk=chunk,
-        by_columns=by_columns,
-        tiling=tile(shape, chunk, by_columns=by_columns),
-        checked_by=None if compute.check == "off" else checkers(strategy),
+        strategy=best.strategy,
+        chunk=best.chunk,
+        by_columns=not is_by_rows(best.strategy),
+        tiling=tiling,
+        checked_by=None if checker is None else checker.strategy,
         check_all=compute.check == "all",
+        check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
         threads=cluster.cpus_per_worker,
         nonfinite=compute.nonfinite,
         compression=output.compression,
         row_group_rows=max(1, ROW_GROUP_BYTES // shape.row_bytes),
-        candidates=tuple(candidates),
+        leaner=_leaner(best, facts),
+        candidates=_candidates(facts, compute.strategy, chooser, {e.strategy: e for e in ranked}),
+        resources=resources,
+        peak_bytes=best.peak_bytes,
+        seconds=best.seconds,
+        disk_bytes=disk_bytes,
+        scratch_bytes=scratch_bytes,
+        timings=tuple(timings),
     )
 
 
-def _chunk(shape: JacobianShape, strategy: str, by_columns: bool, asked: int | Literal["auto"]) -> int:
-    products, product_bytes = shape.rows, shape.row_bytes
-    if by_columns:
-        products, product_bytes = shape.columns, shape.column_bytes
-    if strategy.endswith("/loop"):
-        return 1  # one product at a time is what a loop is
-    chunk = max(1, min(CHUNK_BYTES // product_bytes, LARGEST_CHUNK)) if asked == "auto" else asked
-    if chunk > products:
-        chunk -= chunk % products  # whole points only: the rest of a chunk would stay empty
-    return min(chunk, shape.points * products)
+def chooser_for(
+    facts: Facts,
+    compute: ComputeOptions,
+    output: OutputOptions,
+    resources: Resources,
+    timings: Sequence[Timing] = (),
+) -> Chooser:
+    """The strategies that may be chosen: those that work, or the one asked for."""
+    asked = compute.strategy
+    allowed = {
+        v.strategy
+        for v in facts.verdicts
+        if (asked == "auto" and v.reason is None) or (asked == v.strategy and (v.reason is None or v.slow))
+    }
+    return Chooser(
+        facts.shape,
+        resources,
+        [model for model in facts.models if model.strategy in allowed],
+        timings,
+        output.compression,
+        None if compute.chunk == "auto" else compute.chunk,
+    )
+
+
+def _candidates(
+    facts: Facts, asked: str, chooser: Chooser, fitting: dict[str, Estimate]
+) -> tuple[Candidate, ...]:
+    """Those that were considered, with what they would take."""
+    rows = []
+    for verdict in facts.verdicts:
+        if asked not in ("auto", verdict.strategy):
+            continue
+        estimate = fitting.get(verdict.strategy)
+        if estimate is not None:
+            rows.append(
+                verdict.model_copy(
+                    update={
+                        "chunk": estimate.chunk,
+                        "peak_bytes": estimate.peak_bytes,
+                        "seconds": estimate.seconds,
+                        "timed": estimate.timed,
+                    }
+                )
+            )
+        elif verdict.strategy in chooser.models:
+            model = chooser.models[verdict.strategy]
+            needed = chooser.needed_bytes(model, model.step)
+            rows.append(
+                verdict.model_copy(update={"reason": "too large for the memory", "peak_bytes": needed})
+            )
+        else:
+            rows.append(verdict)
+    return tuple(rows)
+
+
+def _too_large(chooser: Chooser, resources: Resources) -> InputError:
+    leanest = min(chooser.models.values(), key=lambda model: chooser.needed_bytes(model, 1))
+    least = chooser.needed_bytes(leanest, 1)
+    return InputError.about(
+        "memory",
+        got=f"a budget of {resources.budget_bytes:,} bytes a worker",
+        expected=f"at least {least:,}, which one product by {leanest.strategy} takes",
+        do="allow more (--set compute.memory=…), use fewer workers, or make the function's intermediate "
+        "results smaller",
+    )
+
+
+def _disk(shape: JacobianShape, tiling: Tiling, workers: int) -> tuple[int, int]:
+    """Bytes of the dataset uncompressed, and of the scratch files beside it."""
+    dataset = shape.total_bytes + shape.points * shape.rows * RECORD_BYTES
+    part = tiling.part(0).entries * shape.item_bytes
+    scratch = part * workers if tiling.splits_rows and part > IN_MEMORY_BYTES else 0
+    return dataset, scratch
+
+
+def _check_disk(needed_bytes: int, resources: Resources, output: OutputOptions) -> None:
+    free = resources.disk_free_bytes
+    least = needed_bytes if output.compression == "none" else needed_bytes // BEST_COMPRESSION
+    if free is not None and least > free:
+        raise InputError.about(
+            f"disk space at {output.path}",
+            got=f"{free:,} bytes free",
+            expected=f"{least:,} for the dataset",
+            do="choose another output.path, or compute a part of it",
+        )
+
+
+def _check_points(checker: CostModel, chunk: int, resources: Resources) -> int:
+    """A point takes one product; as many at once as a chunk has, if the budget allows it."""
+    each = checker.fixed_bytes + checker.product_bytes
+    return max(1, min(chunk, int(resources.budget_bytes // max(1.0, each))))
+
+
+def _leaner(best: Estimate, facts: Facts) -> tuple[str, ...]:
+    """Strategies with products of the same kind that take less at one product, the leanest last."""
+    sizes = {
+        m.strategy: m.peak_bytes(1)
+        for m in facts.models
+        if is_by_rows(m.strategy) == is_by_rows(best.strategy)
+    }
+    leaner = [name for name, size in sizes.items() if size < sizes[best.strategy]]
+    return tuple(sorted(leaner, key=lambda name: -sizes[name]))
+
+
+def _model(facts: Facts, strategy: str) -> CostModel | None:
+    works = any(v.strategy == strategy and v.reason is None for v in facts.verdicts)
+    return next((m for m in facts.models if works and m.strategy == strategy), None)

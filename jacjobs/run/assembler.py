@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jacjobs.planning.choice import IN_MEMORY_BYTES
 from jacjobs.planning.planner import Plan
 from jacjobs.run.ledger import BlockId
 from jacjobs.shape import Rectangle
 from jacjobs.store.commit import storing
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.writer import PartRecord, PartWriter
-
-IN_MEMORY_BYTES = 256 << 20
-"""A part whose blocks split its rows is put together in memory up to this size, else in a scratch file."""
 
 
 @dataclass

@@ -20,11 +20,11 @@ from typing import Any
 
 import pyarrow
 import ray
-import torch
 from numpy.typing import NDArray
 from ray import cloudpickle
 
 from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem
@@ -52,12 +52,16 @@ from jacjobs.run.ledger import (
     WorkerLost,
     WriteFailed,
 )
+from jacjobs.run.resources import local_workers, resources_here
+from jacjobs.run.tuner import Tuner
 from jacjobs.run.worker import Worker
 from jacjobs.store.folder import Manifest, RunRecord
 from jacjobs.store.writer import PartRecord
 
 ASSEMBLER_THREADS = 2
 GET_TIMEOUT_SECONDS = 60.0
+TUNE_TIMEOUT_SECONDS = 300.0
+"""For a worker to start, on a cluster that may have to make room, and to time chunks."""
 CONNECT_TIMEOUT_SECONDS = 5.0
 SMALLEST_STORE_BYTES = 128 << 20
 
@@ -103,6 +107,21 @@ class _WorkerActor:
         return computed.values, computed.findings
 
 
+class _TunerActor:
+    """A worker that never gets a block: it says what its device is, and times chunks there."""
+
+    def __init__(self, payload: Payload, cluster: ClusterOptions, workers: int) -> None:
+        self._cluster, self._workers = cluster, workers
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._tuner = Tuner(payload.unpack(), cluster.cpus_per_worker, device)
+
+    def resources(self, memory: float | str | None, path: str) -> Resources:
+        return resources_here(self._cluster, memory, path, self._workers)
+
+    def tune(self, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+        return self._tuner.tune(chooser, limit_seconds)
+
+
 class _AssemblerActor:
     def __init__(self, path: str, plan: str, metadata: dict[str, str]) -> None:
         # Arrow's default allocator keeps a third more for itself than jemalloc, which not all builds have.
@@ -146,6 +165,45 @@ class _CoordinatorActor:
 
     def stop(self) -> None:
         self._coordinator.stop()
+
+
+class RemoteTuner:
+    """A tuner on a worker's device, started when first asked."""
+
+    def __init__(self, payload: Payload, cluster: ClusterOptions, placement: Placement) -> None:
+        self._arguments = payload, cluster, placement.workers
+        self._options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": placement.gpus_per_worker}
+        self._actor: Any = None
+
+    def resources(self, memory: float | str | None, path: str) -> Resources:
+        """Of the worker's device, and the disk that it sees at `path`."""
+        resources: Resources = self._ask("resources", memory, path)
+        return resources
+
+    def tune(self, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+        timings: list[Timing] = self._ask("tune", chooser, limit_seconds)
+        return timings
+
+    def close(self) -> None:
+        if self._actor is not None:
+            ray.kill(self._actor)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        if self._actor is None:
+            self._actor = ray.remote(_TunerActor).options(**self._options).remote(*self._arguments)
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=TUNE_TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            raise WorkersError(f"the worker that was to time chunks is gone: {_short(error)}") from None
+
+
+@contextmanager
+def worker_tuner(payload: Payload, cluster: ClusterOptions, placement: Placement) -> Iterator[RemoteTuner]:
+    tuner = RemoteTuner(payload, cluster, placement)
+    try:
+        yield tuner
+    finally:
+        tuner.close()
 
 
 # -- the executor ------------------------------------------------------------------------------------------
@@ -321,15 +379,6 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
-
-
-def local_workers(options: ClusterOptions) -> int:
-    """How many workers this machine gets."""
-    if options.workers != "auto":
-        return options.workers
-    if torch.cuda.is_available() and options.gpus_per_worker != 0:
-        return torch.cuda.device_count()
-    return max(1, len(os.sched_getaffinity(0)) // options.cpus_per_worker)
 
 
 class RayRun:

@@ -140,7 +140,16 @@ class Coordinator:
             compression=self._plan.compression,
             versions=self._record.versions,
             checks=self._checks(ledger),
-            timings={"seconds": round(time.monotonic() - self._started, 3)},
+            memory={
+                "budget_bytes": self._plan.resources.budget_bytes,
+                "predicted_bytes": self._plan.peak_bytes,
+                "measured_bytes": ledger.peak_bytes or None,
+                "retreats": ledger.retreats,
+            },
+            timings={
+                "seconds": round(time.monotonic() - self._started, 3),
+                "predicted_seconds": round(self._plan.seconds, 3),
+            },
             parts=tuple(made.get(name) or describe(self._folder.path / name, name) for name in names),
         )
 

@@ -63,12 +63,16 @@ class Findings(NamedTuple):
     nonfinite:   entries that are NaN or infinite.
     checked:     points compared with another mode of differentiation; `error` is the worst, relative.
     recomputed:  the check failed at first.
+    peak_bytes:  what the block took in memory; 0 where that cannot be measured.
+    retreats:    what was done, in words, where memory ran out.
     """
 
     nonfinite: int = 0
     checked: int = 0
     error: float = 0.0
     recomputed: bool = False
+    peak_bytes: int = 0
+    retreats: tuple[str, ...] = ()
 
 
 NOTHING_FOUND = Findings()
@@ -249,6 +253,8 @@ class Ledger:
         self.recomputed: set[BlockId] = set()
         self.points_checked = 0
         self.worst_error = 0.0
+        self.peak_bytes = 0
+        self.retreats: list[str] = []
         self._tiling = tiling
         self._pending = deque(missing)
         self._workers: dict[str, _Worker] = {}
@@ -386,6 +392,8 @@ class Ledger:
             self.recomputed.add(block)
         self.points_checked += findings.checked
         self.worst_error = max(self.worst_error, findings.error)
+        self.peak_bytes = max(self.peak_bytes, findings.peak_bytes)
+        self.retreats += findings.retreats
 
     # -- blocks coming in ----------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jacjobs.autodiff.block import compute_block
+from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
 from jacjobs.autodiff.check import Checker
 from jacjobs.autodiff.legality import tolerance
-from jacjobs.errors import CheckError, JacjobsError, NonFiniteError
+from jacjobs.autodiff.meter import worker_peak
+from jacjobs.errors import CheckError, DeviceMemoryError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.ledger import BlockId, Findings
@@ -36,25 +37,48 @@ class Worker:
         self._problem = problem.to(device)
         self._plan = plan
         self._makes = "columns" if plan.by_columns else "rows"
+        self._pace = Pace(plan.strategy, plan.chunk, plan.leaner)
         self._checker = None
         if plan.checked_by is not None:
             self._checker = Checker(
-                self._problem, self._makes, plan.checked_by, plan.chunk, every_point=plan.check_all
+                self._problem, self._makes, plan.checked_by, plan.check_points, every_point=plan.check_all
             )
 
     def compute(self, block: BlockId) -> Computed:
         """Raises FunctionError where the user's function raised, NonFiniteError where J must be finite,
-        CheckError where two modes of differentiation disagree for good.
+        CheckError where two modes of differentiation disagree for good, DeviceMemoryError where not even one
+        product fits the memory.
         """
         rectangle = self._plan.tiling.block(*block)
+        self._pace.retreats.clear()
         try:
-            values = compute_block(self._problem, self._plan.strategy, rectangle, self._plan.chunk)
-            values, findings = self._checked(rectangle, values)
+            with worker_peak(self._problem.leaves[self._problem.wanted[0]].device) as peak:
+                values = compute_block(self._problem, self._pace, rectangle)
+                values, findings = self._checked(rectangle, values)
         except JacjobsError:
             raise
+        except ProductTooLargeError as error:
+            raise self._does_not_fit(error) from None
         except Exception as error:
             raise function_error(error, f"while computing {rectangle}") from None
-        return Computed(values, findings._replace(nonfinite=self._nonfinite(rectangle, values)))
+        return Computed(
+            values,
+            findings._replace(
+                nonfinite=self._nonfinite(rectangle, values),
+                peak_bytes=peak.nbytes or 0,
+                retreats=tuple(self._pace.retreats),
+            ),
+        )
+
+    def _does_not_fit(self, error: ProductTooLargeError) -> DeviceMemoryError:
+        plan = self._plan
+        said = str(error.__cause__).partition("\n")[0]
+        return DeviceMemoryError(
+            f"one product of {error} does not fit the memory of {plan.resources.device.name}: predicted were "
+            f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
+            f"in chunks of {plan.chunk:,}; the allocator says: {said} (free the device of others, take "
+            "one with more memory, or make the function's intermediate results smaller)"
+        )
 
     def _checked(self, rectangle: Rectangle, values: NDArray[Any]) -> Computed:
         if self._checker is None:
@@ -63,7 +87,7 @@ class Worker:
         if first.passed:
             return Computed(values, Findings(checked=first.points, error=first.error))
         by = RECOMPUTED_BY[self._makes]
-        values = compute_block(self._problem, by, rectangle, 1)
+        values = compute_block(self._problem, Pace(by, 1), rectangle)
         second = self._checker.check(rectangle, values)
         if not second.passed:
             raise CheckError(

@@ -64,6 +64,7 @@ class Manifest(BaseModel):
     compression: str
     versions: dict[str, str]
     checks: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     timings: dict[str, float]
     parts: tuple[PartRecord, ...]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jacjobs import Problem
-from jacjobs.autodiff.block import compute_block
+from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.check import CHECKERS, SHARE, Checker
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.problem import Problem as _Problem
@@ -36,7 +36,7 @@ def strategy_of(makes: str) -> str:
 def test_a_single_wrong_entry_in_float64(makes: str, by: str) -> None:
     """Relative size 1e-3, anywhere: every one of 200 is found."""
     problem = network(30, 40, torch.float64)
-    J = compute_block(problem, strategy_of(makes), whole(problem), 64)
+    J = compute_block(problem, Pace(strategy_of(makes), 64), whole(problem))
     checker = Checker(problem, makes, by, 64, every_point=True)
     assert checker.check(whole(problem), J).passed
     chance = np.random.default_rng(0)
@@ -50,7 +50,7 @@ def test_a_single_wrong_entry_in_float64(makes: str, by: str) -> None:
 @pytest.mark.parametrize(("makes", "by"), MODES)
 def test_a_wrong_row_or_column_in_float32(makes: str, by: str) -> None:
     problem = network(30, 40, torch.float32)
-    J = compute_block(problem, strategy_of(makes), whole(problem), 64)
+    J = compute_block(problem, Pace(strategy_of(makes), 64), whole(problem))
     checker = Checker(problem, makes, by, 64, every_point=True)
     clean = checker.check(whole(problem), J)
     assert clean.passed
@@ -79,7 +79,7 @@ def test_no_false_alarm_in_ten_thousand_blocks(dtype: torch.dtype) -> None:
         inner = problem.fn
         problem = Problem(lambda x, f=inner, s=scale: s * f(x), tuple(problem.leaves), in_dims=0)
         makes = ("rows", "columns")[checked // 250 % 2]
-        J = compute_block(problem, strategy_of(makes), whole(problem), 10_000)
+        J = compute_block(problem, Pace(strategy_of(makes), 10_000), whole(problem))
         checker = Checker(problem, makes, CHECKERS[makes][0], 250, every_point=True)
         finding = checker.check(whole(problem), J)
         assert finding.passed, (m, n, scale, finding)
@@ -92,7 +92,7 @@ def test_no_false_alarm_in_ten_thousand_blocks(dtype: torch.dtype) -> None:
 def test_a_sample_of_points_keeps_within_its_share(m: int, expected: int) -> None:
     problem = network(m, 8, torch.float64, points=100)
     checker = Checker(problem, "rows", "jvp/vmap", 50, every_point=False)
-    J = compute_block(problem, "vjp/vmap", whole(problem), 5000)
+    J = compute_block(problem, Pace("vjp/vmap", 5000), whole(problem))
     finding = checker.check(whole(problem), J)
     assert finding.passed
     assert finding.points == expected
@@ -110,7 +110,7 @@ def test_row_blocks_of_a_large_matrix_share_one_product() -> None:
     problem = Problem(fn, (torch.randn(20, dtype=torch.float64),))
     checker = Checker(problem, "rows", "jvp/vmap", 10, every_point=False)
     blocks = [Rectangle(0, 1, r, r + 10, 0, 20) for r in range(0, 50, 10)]
-    values = [compute_block(problem, "vjp/vmap", block, 10) for block in blocks]
+    values = [compute_block(problem, Pace("vjp/vmap", 10), block) for block in blocks]
     calls.clear()
     assert all(checker.check(b, v).passed for b, v in zip(blocks, values, strict=True))
     assert len(calls) == 1
@@ -118,6 +118,6 @@ def test_row_blocks_of_a_large_matrix_share_one_product() -> None:
 
 def test_nan_is_not_the_checks_business() -> None:
     problem = Problem(torch.sqrt, (torch.tensor([[0.0, 1.0], [4.0, 9.0]]),), in_dims=0)
-    J = compute_block(problem, "vjp/vmap", whole(problem), 4)
+    J = compute_block(problem, Pace("vjp/vmap", 4), whole(problem))
     assert not np.isfinite(J).all()
     assert Checker(problem, "rows", "jvp/vmap", 4, every_point=True).check(whole(problem), J).passed

@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from jacjobs import Problem
-from jacjobs.autodiff.block import compute_block
+from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
@@ -43,7 +43,7 @@ def test_a_seed_gives_one_consistent_jacobian(strategy: str, batched: bool) -> N
     want = vmap(jacrev(lambda x: torch.sin(x) * mask * x.sum()))(X).numpy()
     state = torch.get_rng_state()
     for chunk in (1, 3, 100):
-        got = compute_block(problem, strategy, Rectangle(0, 6, 0, 4, 0, 4), chunk)
+        got = compute_block(problem, Pace(strategy, chunk), Rectangle(0, 6, 0, 4, 0, 4))
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
     assert torch.equal(torch.get_rng_state(), state), "the generator outside was touched"
 

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 
 import jacjobs
 from jacjobs.autodiff.catalogue import STRATEGIES
-from jacjobs.autodiff.memory import StorageTracker
+from jacjobs.autodiff.meter import Meter
 from jacjobs.errors import FunctionError, InputError
 from tests.functions import CASES
 
@@ -174,11 +174,11 @@ def kernel_residual(count: int, bumps: int) -> tuple[Any, Tensor, Tensor]:
 def test_the_kernel_residual_fits_a_small_budget() -> None:
     """The 10,000 × 1,001 residual that needs tens of GiB at once, at a twentieth of its size and budget."""
     residual, theta, want = kernel_residual(2000, 250)
-    with StorageTracker() as tracker:
+    with Meter() as tracker:
         J = jacjobs.jacobian(residual, memory="50MiB")(theta)
     torch.testing.assert_close(J, want)
     assert tracker.peak < 50 * 2**20 + J.nbytes
-    with StorageTracker() as naive:
+    with Meter() as naive:
         jacfwd(residual)(theta)
     assert naive.peak > 1 << 30
 
@@ -193,7 +193,7 @@ def test_the_budget_bounds_the_memory() -> None:
     peaks = []
     x = torch.randn(300)
     for memory in ("4MiB", "1MiB", "300KiB"):
-        with StorageTracker() as tracker:
+        with Meter() as tracker:
             J = jacjobs.jacobian(fn, memory=memory)(x)
         peaks.append(tracker.peak - J.nbytes)
         equal(J, jacrev(fn)(x), rtol=1e-4, atol=1e-2)

@@ -14,7 +14,7 @@ from torch.func import jacrev, vmap
 from torch.utils import _pytree as pytree
 
 from jacjobs import Problem
-from jacjobs.autodiff.block import compute_block
+from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
@@ -82,7 +82,7 @@ def oracle(problem: Problem) -> np.ndarray:
 @pytest.mark.parametrize("chunk", [1, 2, 7, 1000])
 def test_equals_jacrev(strategy: str, case: str, chunk: int) -> None:
     problem = CASES[case]
-    got = compute_block(problem, strategy, whole(problem), chunk)
+    got = compute_block(problem, Pace(strategy, chunk), whole(problem))
     np.testing.assert_allclose(got, oracle(problem), rtol=1e-12, atol=1e-14)
 
 
@@ -101,7 +101,9 @@ def test_any_rectangle_by_any_chunk(data, strategy: str, case: str) -> None:  # 
         rows = extent(shape.rows)
     else:
         columns = extent(shape.columns)
-    got = compute_block(problem, strategy, Rectangle(*points, *rows, *columns), data.draw(st.integers(1, 40)))
+    got = compute_block(
+        problem, Pace(strategy, data.draw(st.integers(1, 40))), Rectangle(*points, *rows, *columns)
+    )
     want = oracle(problem)[slice(*points), slice(*rows), slice(*columns)]
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
 
@@ -125,7 +127,7 @@ def test_the_matrix(name: str, strategy: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
         typed = case.problem(dtype)
         for chunk in (1, 3, 1000):
-            got = compute_block(typed, strategy, whole(typed), chunk)[0]
+            got = compute_block(typed, Pace(strategy, chunk), whole(typed))[0]
             assert got.dtype == str(dtype).removeprefix("torch.")
             np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
@@ -138,7 +140,7 @@ def test_half_precision(name: str, dtype: torch.dtype, strategy: str) -> None:
     problem = FUNCTIONS[name].problem(dtype)
     assert problem.shape.dtype == ("float16" if dtype is torch.float16 else "float32")
     assert try_strategies(problem, [strategy])[strategy].reason is None
-    got = compute_block(problem, strategy, whole(problem), 4)[0].astype(np.float64)
+    got = compute_block(problem, Pace(strategy, 4), whole(problem))[0].astype(np.float64)
     np.testing.assert_allclose(got, want, rtol=0, atol=8 * torch.finfo(dtype).eps * np.abs(want).max())
 
 
@@ -155,7 +157,7 @@ def test_mixed_precision_under_autocast(strategy: str) -> None:
     assert problem.precision is torch.bfloat16
     assert try_strategies(problem, [strategy])[strategy].reason is None
     want = jacrev(lambda x: W[0] @ torch.tanh(W[1] @ x))(x).numpy()
-    got = compute_block(problem, strategy, whole(problem), 3)[0]
+    got = compute_block(problem, Pace(strategy, 3), whole(problem))[0]
     np.testing.assert_allclose(got, want, rtol=0, atol=8 * 2**-8 * np.abs(want).max())
 
 
@@ -170,7 +172,7 @@ def test_inputs_and_outputs_of_different_dtypes() -> None:
         [[np.diag(args["double"]), np.diag(args["single"].double())], [np.eye(3), np.zeros((3, 3))]]
     )
     for strategy in STRATEGIES:
-        got = compute_block(problem, strategy, whole(problem), 2)[0]
+        got = compute_block(problem, Pace(strategy, 2), whole(problem))[0]
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
@@ -208,7 +210,7 @@ def test_calls_are_those_of_the_tables(strategy: str, chunk: int, monkeypatch: p
     block = whole(problem)
     calls.clear()
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    compute_block(problem, strategy, block, chunk)
+    compute_block(problem, Pace(strategy, chunk), block)
     assert (len(calls), len(backwards)) == CALLS[strategy](m, n, chunk)
 
 
@@ -240,7 +242,7 @@ def test_tied_weights_count_once_and_buffers_stay(strategy: str) -> None:
     weights = {name: weight.detach() for name, weight in module.named_parameters()}
     tree = vmap(jacrev(one), (None, 0))(weights, x)
     want = torch.cat([tree[name].flatten(2) for name in weights], 2).numpy()
-    got = compute_block(problem, strategy, whole(problem), 10)
+    got = compute_block(problem, Pace(strategy, 10), whole(problem))
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
 
@@ -255,7 +257,7 @@ def test_hessians_are_symmetric_and_right(strategy: str) -> None:
     points = torch.randn(3, 4, dtype=torch.float64)
     problem = Problem.hessian(energy, (points,), in_dims=0)
     assert try_strategies(problem, [strategy])[strategy].reason is None
-    got = compute_block(problem, strategy, whole(problem), 5)
+    got = compute_block(problem, Pace(strategy, 5), whole(problem))
     np.testing.assert_allclose(got, vmap(torch.func.hessian(energy))(points).numpy(), rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(got, got.transpose(0, 2, 1), rtol=1e-12, atol=1e-12)
 
@@ -267,7 +269,7 @@ def test_a_hessian_needs_a_scalar() -> None:
 
 def test_bfloat16_is_stored_as_float32() -> None:
     problem = Problem(torch.sin, (torch.randn(4).bfloat16(),))
-    got = compute_block(problem, "vjp/vmap", Rectangle(0, 1, 0, 4, 0, 4), 4)
+    got = compute_block(problem, Pace("vjp/vmap", 4), Rectangle(0, 1, 0, 4, 0, 4))
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got[0], jacrev(torch.sin)(problem.leaves[0]).float().numpy())
 
@@ -303,6 +305,6 @@ def test_shape_chunk_block_and_order_of_points_never_change_the_result(data, str
     for index in data.draw(st.permutations(range(tiling.blocks))):
         b = tiling.block(0, index)
         got[b.point_start : b.point_stop, b.row_start : b.row_stop, b.column_start : b.column_stop] = (
-            compute_block(problem, strategy, b, data.draw(st.integers(1, 50)))
+            compute_block(problem, Pace(strategy, data.draw(st.integers(1, 50))), b)
         )
     np.testing.assert_allclose(got, want[order].numpy(), rtol=1e-12, atol=1e-15)

@@ -28,10 +28,10 @@ def corrupting(strategies: set[str], monkeypatch: pytest.MonkeyPatch) -> list[st
     called: list[str] = []
     compute = worker.compute_block
 
-    def wrong(problem: Any, strategy: str, block: Any, chunk: int) -> Any:
-        called.append(strategy)
-        values = compute(problem, strategy, block, chunk)
-        if strategy in strategies:
+    def wrong(problem: Any, pace: Any, block: Any) -> Any:
+        called.append(pace.strategy)
+        values = compute(problem, pace, block)
+        if pace.strategy in strategies:
             values[0, 3, 4] *= 1.001
         return values
 

@@ -1,0 +1,99 @@
+"""What there is to compute with, here or on a device that is only named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.errors import InputError
+from jacjobs.planning.choice import Resources
+from jacjobs.planning.devices import Device, cpu, named, parse_bytes, reported
+from jacjobs.planning.options import ClusterOptions
+
+GPU_SHARE = 0.9
+HOST_SHARE = 0.5
+"""Of what is free, unless told otherwise: a host also runs assemblers and holds blocks on their way."""
+
+
+def resources_here(
+    cluster: ClusterOptions, memory: float | str | None, path: str | Path, workers: int | None = None
+) -> Resources:
+    """Of this process's machine: its GPU if there is one and the job may use it, else its cores.
+
+    memory:   as in `ComputeOptions`. path: where the dataset goes. workers: how many there are, if it is
+              known.
+    """
+    count = local_workers(cluster) if workers is None else workers
+    if uses_gpu(cluster):
+        free, _ = torch.cuda.mem_get_info()
+        device = reported(torch.cuda.get_device_name(), free)
+        return _resources(device, count, 1, memory, path)
+    device = cpu(available_memory_bytes(), cluster.cpus_per_worker)
+    return _resources(device, count, count, memory, path)
+
+
+def resources_named(
+    name: str, cluster: ClusterOptions, memory: float | str | None, path: str | Path
+) -> Resources:
+    """Of so many GPUs of that name (`cluster.workers`, or one), whether they are here or not."""
+    workers = 1 if cluster.workers == "auto" else cluster.workers
+    return _resources(named(name), workers, 1, memory, path)
+
+
+def check_budget(resources: Resources) -> None:
+    """Raises InputError where a budget was asked for that is not there: to plan with it is fine, to run is
+    not.
+    """
+    if resources.budget_bytes > resources.device.memory_bytes:
+        raise InputError.about(
+            "compute.memory",
+            got=f"{resources.budget_bytes:,} bytes a worker",
+            expected=f"at most the {resources.device.memory_bytes:,} that are free ({resources.device.name})",
+            do="ask for less, or leave it out",
+        )
+
+
+def uses_gpu(cluster: ClusterOptions) -> bool:
+    return torch.cuda.is_available() and cluster.gpus_per_worker != 0
+
+
+def local_workers(cluster: ClusterOptions) -> int:
+    """How many workers this machine gets."""
+    if cluster.address == "inline":
+        return 1
+    if cluster.workers != "auto":
+        return cluster.workers
+    if uses_gpu(cluster):
+        return torch.cuda.device_count()
+    return max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
+
+
+def _resources(
+    device: Device, workers: int, sharing: int, memory: float | str | None, path: str | Path
+) -> Resources:
+    """`sharing` workers share the device's memory."""
+    if isinstance(memory, str):
+        budget = parse_bytes(memory)
+        if budget is None:
+            raise InputError.about("compute.memory", got=repr(memory), expected='bytes such as "8GiB"')
+    else:
+        share = memory or (HOST_SHARE if device.host else GPU_SHARE)
+        budget = int(device.memory_bytes * share) // sharing
+    return Resources(
+        device=device, budget_bytes=budget, workers=workers, disk_free_bytes=_free_bytes(Path(path))
+    )
+
+
+def _free_bytes(path: Path) -> int | None:
+    """On the file system where `path` is, or will be."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None

@@ -1,0 +1,72 @@
+"""What is known of a problem before it is planned: which strategies it supports, and what each costs."""
+
+from __future__ import annotations
+
+import warnings
+
+from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.check import CHECKERS
+from jacjobs.autodiff.estimate import Estimator
+from jacjobs.autodiff.guards import check_function
+from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
+from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.cost import CostModel
+from jacjobs.errors import InputError
+from jacjobs.planning.choice import Resources
+from jacjobs.planning.planner import Candidate, Facts
+from jacjobs.problem import Problem, function_error
+
+TRIAL_CHUNK = 4
+TRIAL_SHARE = 4
+"""A trial may take one part in so many of the memory that is there."""
+
+
+def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
+    """Call the function a few times, on fake tensors and on tiny real chunks, within the budget.
+
+    asked:  a strategy by name, or auto for all of them. Those that check its blocks are looked at as well.
+
+    Raises FunctionError where the function raises whatever the strategy, InputError where it is random or
+    mixes its samples, or does not support the strategy that is asked for.
+    """
+    shape = problem.shape
+    check_function(problem)
+    names = in_order_of_preference(shape)
+    if asked != "auto":
+        names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[STRATEGIES[asked].makes]]))
+    allowed = min(resources.budget_bytes, available_memory_bytes() // TRIAL_SHARE)
+    here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == resources.device.host
+    estimator = Estimator(problem, allowed, correct=here)
+    models: dict[str, CostModel] = {}
+    failures: dict[str, Exception] = {}
+    with warnings.catch_warnings(action="ignore"):
+        for name in names:
+            try:
+                models[name] = estimator.model(name)
+            except Exception as error:
+                failures[name] = error
+    small = [name for name in names if name in failures or models[name].peak_bytes(1) <= allowed]
+    verdicts = try_strategies(problem, small, chunk=TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1)
+    broken = verdicts[REFERENCE].error if REFERENCE in verdicts else None
+    if broken is not None:
+        raise function_error(broken, f"when {REFERENCE} was tried on the first point")
+    candidates = []
+    for name in names:
+        verdict = verdicts.get(name)
+        reason = None if verdict is None else verdict.reason
+        if reason is None and name in failures:
+            reason = explain(failures[name])
+        candidates.append(Candidate(strategy=name, reason=reason, slow=verdict is not None and verdict.slow))
+    if asked != "auto":
+        _check_asked(candidates[0])
+    return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()))
+
+
+def _check_asked(asked: Candidate) -> None:
+    if asked.reason is not None and not asked.slow:
+        raise InputError.about(
+            "compute.strategy",
+            got=f"{asked.strategy}, which this function does not support ({asked.reason})",
+            expected="one that it does",
+            do="--set compute.strategy=auto picks one",
+        )

@@ -1,0 +1,155 @@
+"""Times strategies and chunks on the device before the first block: at most a small part of what the job
+takes.
+
+A hill climb, led by what the cost models predict: each promising strategy once at its predicted best chunk,
+then double and half of the best, as long as it gets better. A timing tells how wrong the prediction of its
+strategy is, and so which other one is worth a try.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from jacjobs.autodiff.block import is_out_of_memory, time_chunks
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.cost import CostModel
+from jacjobs.planning.choice import Chooser, Estimate, Timing
+from jacjobs.problem import Problem
+from jacjobs.shape import Rectangle
+
+SHARE = 0.05
+MOST_SECONDS = 30.0
+LEAST_SECONDS = 0.5
+"""Tuning takes at most 5% of the predicted time and 30 s; where that is too little to learn anything,
+none.
+"""
+HOPEFUL = 6.0
+"""A strategy is timed unless it is predicted to be so many times slower than the best. Predictions are
+rough.
+"""
+CONTENDER = 1.3
+"""One whose best timing is so many times slower than the best is not looked at more closely."""
+CHUNKS = 4
+"""How many chunks a timing makes."""
+ENOUGH_SECONDS = 0.2
+"""A timing stops there, with one chunk at least."""
+
+
+def seconds_for(predicted_seconds: float) -> float:
+    """How long tuning may take for a job that is predicted to take so long; 0: it is not worth it."""
+    limit = min(SHARE * predicted_seconds, MOST_SECONDS)
+    return limit if limit >= LEAST_SECONDS else 0.0
+
+
+def tune(
+    problem: Problem,
+    chooser: Chooser,
+    limit_seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Timing]:
+    """Time what is promising, best first, for at most `limit_seconds`; `chooser` says what is predicted."""
+    start = clock()
+    timings: list[Timing] = []
+    for estimate in _promising(chooser, timings):
+        left = limit_seconds - (clock() - start)
+        model = chooser.models[estimate.strategy]
+        expected = chooser.predicted(model, estimate.chunk).chunk_seconds * _bias(chooser, timings, model)
+        if timings and 2 * expected > left:
+            continue
+        timing = time_one(problem, model, estimate.chunk)
+        if timing is not None:
+            timings.append(timing)
+        if clock() - start > limit_seconds:
+            break
+    return timings
+
+
+def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
+    """A few chunks, after one that is not counted; None where the memory does not suffice after all."""
+    try:
+        block = some_chunks(problem, model, chunk, 1)
+        _, warm = time_chunks(problem, model.strategy, block, chunk, 0.0)
+        if warm < ENOUGH_SECONDS:
+            block = some_chunks(problem, model, chunk, CHUNKS)
+            setup, one = time_chunks(problem, model.strategy, block, chunk, ENOUGH_SECONDS)
+        else:
+            setup, one = 0.0, warm
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        return None
+    return Timing(strategy=model.strategy, chunk=chunk, setup_seconds=setup, chunk_seconds=one)
+
+
+def some_chunks(problem: Problem, model: CostModel, chunk: int, count: int) -> Rectangle:
+    """A rectangle of about `count` chunks: products of the first point, or whole points."""
+    shape = problem.shape
+    by_rows = STRATEGIES[model.strategy].makes == "rows"
+    products = shape.rows if by_rows else shape.columns
+    points = max(1, min(shape.points, count * chunk // products)) if chunk >= products else 1
+    extent = min(products, count * chunk)
+    if by_rows:
+        return Rectangle(0, points, 0, extent, 0, shape.columns)
+    return Rectangle(0, points, 0, shape.rows, 0, extent)
+
+
+def _promising(chooser: Chooser, timings: list[Timing]) -> Iterator[Estimate]:
+    """What to time next, looking at `timings` as they come."""
+    ranked = chooser.ranked()
+    for estimate in ranked:
+        if estimate.seconds <= HOPEFUL * ranked[0].seconds:
+            yield estimate
+    asked: set[tuple[str, int]] = set()
+    while True:
+        tried = {(t.strategy, t.chunk) for t in timings} | asked
+        best: dict[str, Estimate] = {}
+        for timing in timings:
+            estimate = chooser.at(timing.strategy, timing.chunk, timing)
+            if timing.strategy not in best or estimate.seconds < best[timing.strategy].seconds:
+                best[timing.strategy] = estimate
+        if not best:
+            return
+        fastest = min(estimate.seconds for estimate in best.values())
+        neighbours = [
+            (estimate.seconds, estimate.strategy, chunk)
+            for estimate in best.values()
+            if estimate.seconds <= CONTENDER * fastest
+            for chunk in chooser.neighbours(estimate.strategy, estimate.chunk)
+            if (estimate.strategy, chunk) not in tried
+        ]
+        if not neighbours:
+            return
+        _, strategy, chunk = min(neighbours)
+        asked.add((strategy, chunk))
+        yield chooser.at(strategy, chunk)
+
+
+def _bias(chooser: Chooser, timings: list[Timing], model: CostModel) -> float:
+    """How many times longer than predicted chunks take: of this strategy as last timed, else of any."""
+    own = [t for t in timings if t.strategy == model.strategy] or timings
+    if not own:
+        return 1.0
+    last = own[-1]
+    return last.chunk_seconds / max(
+        1e-9, chooser.predicted(chooser.models[last.strategy], last.chunk).chunk_seconds
+    )
+
+
+class Tuner:
+    """Times chunks on the device where it is made. A plain class; the Ray actor is a thin wrapper."""
+
+    def __init__(self, problem: Problem, threads: int, device: str = "cpu") -> None:
+        self._threads = threads
+        self._problem = problem.to(device)
+
+    def tune(self, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return tune(self._problem, chooser, limit_seconds)
+        finally:
+            torch.set_num_threads(before)
