@@ -129,8 +129,9 @@ class Chooser:
 
     def needed_bytes(self, model: CostModel, chunk: int) -> int:
         """What a worker takes at this chunk: products, and on a host the block with its transposed copy."""
-        needed = model.peak_bytes(chunk)
-        if self._resources.device.host:
+        device, peak = self._resources.device, model.peak_bytes(chunk)
+        needed = peak + min(peak, device.kept_bytes) + device.process_bytes
+        if device.host:
             block = self.tiling(model, chunk).block(0, 0)
             copies = 1 if is_by_rows(model.strategy) else 2
             needed += block.entries * self._shape.item_bytes * copies

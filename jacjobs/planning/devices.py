@@ -24,6 +24,8 @@ class Device(BaseModel):
 
     memory_bytes:        all of it; of a host, what was available.
     host:                whether finished blocks take the same memory.
+    process_bytes:       what a process takes beside tensors: libraries' buffers and the like.
+    kept_bytes:          what the allocator keeps besides: as much again as is alive, up to so much.
     flops:               floating-point operations a second, by dtype.
     bandwidth:           bytes a second that operators read and write while the working set is in the cache,
     memory_bandwidth:    and while it is not.
@@ -38,6 +40,8 @@ class Device(BaseModel):
     name: str
     memory_bytes: int
     host: bool = False
+    process_bytes: int = 0
+    kept_bytes: int = 0
     flops: dict[str, float]
     bandwidth: float
     memory_bandwidth: float
@@ -58,6 +62,8 @@ def cpu(memory_bytes: int, threads: int = 1) -> Device:
         name="cpu" if threads == 1 else f"cpu, {threads} threads",
         memory_bytes=memory_bytes,
         host=True,
+        process_bytes=64 << 20,
+        kept_bytes=160 << 20,
         flops={"float16": 5e9 * threads, "float32": 80e9 * threads, "float64": 20e9 * threads},
         bandwidth=12e9 * threads,
         memory_bandwidth=4e9 * min(threads, 4),

@@ -54,7 +54,7 @@ from jacjobs.run.ledger import (
 )
 from jacjobs.run.resources import local_workers, resources_here
 from jacjobs.run.tuner import Tuner
-from jacjobs.run.worker import Worker
+from jacjobs.run.worker import ENVIRONMENT, Worker
 from jacjobs.store.folder import Manifest, RunRecord
 from jacjobs.store.writer import PartRecord
 
@@ -167,12 +167,23 @@ class _CoordinatorActor:
         self._coordinator.stop()
 
 
+def _worker_options(threads: int, gpus: int) -> dict[str, Any]:
+    """What an actor that computes asks for. What the user has set of the environment stays."""
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
+    return {
+        "num_cpus": threads,
+        "num_gpus": gpus,
+        "max_restarts": 0,
+        "runtime_env": {"env_vars": environment},
+    }
+
+
 class RemoteTuner:
     """A tuner on a worker's device, started when first asked."""
 
     def __init__(self, payload: Payload, cluster: ClusterOptions, placement: Placement) -> None:
         self._arguments = payload, cluster, placement.workers
-        self._options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": placement.gpus_per_worker}
+        self._options = _worker_options(cluster.cpus_per_worker, placement.gpus_per_worker)
         self._actor: Any = None
 
     def resources(self, memory: float | str | None, path: str) -> Resources:
@@ -227,7 +238,7 @@ class RayExecutor:
         self._plan = plan.model_dump_json()
         self._path = path
         self._metadata = metadata
-        self._worker_options = {"num_cpus": plan.threads, "num_gpus": gpus_per_worker, "max_restarts": 0}
+        self._worker_options = _worker_options(plan.threads, gpus_per_worker)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._data: dict[tuple[str, BlockId], Any] = {}

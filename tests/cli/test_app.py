@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.cli.app import main
 
 PROBLEM = """
@@ -42,13 +43,37 @@ def test_the_plan_names_every_candidate(
 ) -> None:
     lines = run(monkeypatch, capsys, "plan", str(job))
     assert lines[0].split(None, 1) == ["J", "5 × 4 × 3 float32 (points × rows × columns), 240 B"]
-    table = dict(line.split(None, 1) for line in lines)
-    assert table["check"] == "a sample of points against jvp/vmap"
-    assert table["vjp/vmap"] == "works, chosen"
-    assert sum("/" in name for name in table) == 9
+    table = {line.split()[0]: line.split()[1:] for line in lines if line}
+    assert table["check"] == ["a", "sample", "of", "points", "against", "jvp/vmap"]
+    assert table["strategy"] == ["chunk", "memory", "time"], "the head of the table of candidates"
+    candidates = [line.split() for line in lines if "/" in line.split(" ")[0]]
+    assert len(candidates) == 9
+    (chosen,) = [row for row in candidates if row[-1] == "chosen"]
     made = json.loads("".join(run(monkeypatch, capsys, "plan", str(job), "--json")))
-    assert made["strategy"] == "vjp/vmap"
+    assert made["strategy"] == chosen[0]
+    assert made["chunk"] == int(chosen[1])
     assert not (job.parent / "run").exists()
+
+
+def test_a_plan_for_a_device_that_is_not_here(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(monkeypatch, capsys, "plan", str(job), "--device", "H100", "--memory", "1GiB")
+    assert lines[2].split(None, 1) == ["on", "1 worker, H100 80GB, 1.0 GiB each"]
+
+
+def test_tune_leaves_a_table_and_a_picture(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = run(monkeypatch, capsys, "tune", str(job), "--seconds", "1")
+    assert lines[0].split() == ["strategy", "chunk", "a", "second", "memory", "predicted", "all", "of", "J"]
+    table = (job.parent / "tune" / "tune.csv").read_text().splitlines()
+    assert table[0].startswith("strategy,makes,chunk,products_a_second,entries_a_second,measured_bytes")
+    rows = [line.split(",")[:3] for line in table[1:]]
+    printed = [line.split()[:2] for line in lines[1 : 1 + len(rows)]]
+    assert sorted([strategy, chunk] for strategy, _, chunk in rows) == sorted(printed)
+    assert {strategy for strategy, _, _ in rows} == set(STRATEGIES)
+    assert (job.parent / "tune" / "tune.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_submit_and_show(

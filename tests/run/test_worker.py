@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import jacjobs
-from jacjobs.errors import CheckError
+from jacjobs.errors import CheckError, DeviceMemoryError
 from jacjobs.run import worker
 from jacjobs.run.ledger import BlockId
+from tests.autodiff.test_block import Device
 from tests.functions import CASES, randn
 
 W = randn(7, 10, seed=1)
@@ -86,3 +87,45 @@ def test_a_worker_says_what_it_found() -> None:
     assert computed.findings.checked == max(1, int(60 * 7 * 0.02))
     assert 0 < computed.findings.error < 1e-12
     assert not computed.findings.recomputed
+
+
+def test_memory_that_runs_out_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result is what it would have been, and what happened can be read."""
+    options = {"strategy": "vjp/vmap", "chunk": 70, "address": "inline"}
+    want = jacjobs.submit(problem(), tmp_path / "good", **options).result()
+    assert want.manifest is not None
+    assert want.manifest.memory["retreats"] == []
+    device = Device(limit=35, after=2)
+    device.install(monkeypatch)
+    J = jacjobs.submit(problem(), tmp_path / "a", **options).result()
+    np.testing.assert_allclose(J.to_numpy(), want.to_numpy(), rtol=1e-13)
+    assert len(device.failed) == 1
+    assert sum(device.sizes) == 60 * 7
+    assert J.manifest is not None
+    (said,) = J.manifest.memory["retreats"]
+    assert "out of memory with vjp/vmap, chunk 70; went on with vjp/vmap, chunk 35" in said
+
+
+def test_a_product_that_does_not_fit_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Device(limit=0).install(monkeypatch)
+    with pytest.raises(
+        DeviceMemoryError, match=r"one product of vjp/\w+ does not fit .* predicted .* budget"
+    ) as caught:
+        jacjobs.submit(problem(), tmp_path / "a", strategy="vjp/vmap", address="inline").wait()
+    assert caught.value.exit_code == 1
+    assert not list((tmp_path / "a").glob("part-*"))
+
+
+def test_predicted_and_measured_memory_stand_side_by_side(tmp_path: Path) -> None:
+    """A budget is kept, measured by the kernel; a larger one is used."""
+    W = randn(4000, 1000, seed=1)
+    big = jacjobs.Problem(lambda x: torch.tanh(torch.tanh(W * x).sum(1)), (randn(1000, seed=2),))
+    peaks = []
+    for number, budget in enumerate(("512MiB", "2GiB")):
+        path = tmp_path / str(number)
+        run = jacjobs.submit(big, path, memory=budget, address="inline", strategy="jvp/repeat")
+        memory = run.wait().memory
+        assert memory["predicted_bytes"] <= memory["budget_bytes"]
+        assert memory["measured_bytes"] <= memory["budget_bytes"]
+        peaks.append(memory["measured_bytes"])
+    assert peaks[0] < peaks[1]
