@@ -28,11 +28,12 @@ CHUNKS = (1, 32, 512)
 INTRODUCTION = """\
 # Memory: predicted against measured
 
-Made by `python docs/make_memory.py`. A chunk's peak is modelled as `fixed + per product × chunk`. *Predicted* is what
-the plan says, with a device at hand: the growth that fake tensors show, corrected by tiny real chunks. *Fakes alone* is
-what it says for a device that is not here. *Measured* is the allocator's peak while two such chunks are made: on a CPU
-by the profiler's memory events, on CUDA by its statistics. Arguments and what the function captured are counted in
-none of them. MiB; in bold what is off by more than 10% and more than 16 MiB.
+Made by `python docs/make_memory.py`. A chunk's peak is modelled as `fixed + per product × chunk`. *Predicted*
+is what the plan says, with a device at hand: the growth that fake tensors show, corrected by tiny real
+chunks. *Fakes alone* is what it says for a device that is not here. *Measured* is the allocator's peak while
+two such chunks are made: on a CPU by the profiler's memory events, on CUDA by its statistics. Arguments and
+what the function captured are counted in none of them. MiB; in bold what is off by more than 10% and more
+than 16 MiB.
 """
 
 
@@ -83,21 +84,22 @@ def page() -> str:
         if torch.cuda.is_available():
             problem = problem.to("cuda")
         lines += [f"## {name}", "", f"J: {problem.shape}", ""]
-        lines += ["| strategy | chunk | predicted | measured | off by | fakes alone |", "| --- |" + " ---: |" * 5]
+        lines += [
+            "| strategy | chunk | predicted | measured | off by | fakes alone |",
+            "| --- |" + " ---: |" * 5,
+        ]
         for row in rows(problem):
             errors.append(row)
             off = f"{row.error:+.1%}" if row.within else f"**{row.error:+.1%}**"
-            lines.append(
-                f"| {row.strategy} | {row.chunk:,} | {row.predicted / MIB:,.2f} | {row.measured / MIB:,.2f} | {off} | "
-                f"{row.fakes / MIB:,.2f} |"
-            )
+            predicted, measured, fakes = (f"{b / MIB:,.2f}" for b in (row.predicted, row.measured, row.fakes))
+            lines.append(f"| {row.strategy} | {row.chunk:,} | {predicted} | {measured} | {off} | {fakes} |")
             print(name, lines[-1], file=sys.stderr)
         lines.append("")
     off = sorted(abs(row.error) for row in errors)
     outside = sum(not row.within for row in errors)
     lines[3:3] = [
-        f"{len(errors)} readings: {outside} outside 10% or 16 MiB; off by {off[len(off) // 2]:.1%} in the median, "
-        f"{off[-1]:.1%} at the worst.",
+        f"{len(errors)} readings: {outside} outside 10% or 16 MiB; off by {off[len(off) // 2]:.1%} in the "
+        f"median, {off[-1]:.1%} at the worst.",
         "",
     ]
     return "\n".join(lines)

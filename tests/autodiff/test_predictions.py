@@ -1,4 +1,6 @@
-"""Predicted memory against the allocator's, on functions of the size that users have: a part of docs/memory.md."""
+"""Predicted memory against the allocator's, on functions of the size that users have: a part of
+docs/memory.md.
+"""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ def test_the_disk_must_suffice() -> None:
 
 
 def test_the_memory_must_suffice() -> None:
-    with pytest.raises(
-        InputError, match=r"budget of 900 bytes a worker, expected at least [\d,]+, which"
-    ):
+    with pytest.raises(InputError, match=r"budget of 900 bytes a worker, expected at least [\d,]+, which"):
         planned(budget=900)
 
 
