@@ -6,9 +6,12 @@ into bytes and seconds on a device, and the two never import each other.
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 class _Frozen(BaseModel):
@@ -109,3 +112,9 @@ class CostModel(_Frozen):
         """The largest chunk that the model allows up to `chunk`; 0 if none."""
         chunk = min(chunk, self.most)
         return chunk - chunk % self.step
+
+
+def parse_bytes(text: str) -> int | None:
+    """`8GiB`, `512 MiB` in bytes; None if it is nothing of the kind."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)", text.strip())
+    return int(float(found[1]) * UNITS[found[2]]) if found else None

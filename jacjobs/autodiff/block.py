@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Chunk, Strategy, products_of
+from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, products_of
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -132,8 +132,7 @@ def _filled(
     problem: Problem, maker: Strategy, part: Rectangle, chunk: int, host: torch.Tensor, block: Rectangle
 ) -> Iterator[tuple[slice, slice]]:
     """Put the products of `part` into the buffer of `block`; yields what is there, chunk by chunk."""
-    shape = problem.shape
-    seeds = OneHot(shape.rows if maker.makes == "rows" else shape.columns)
+    seeds = OneHot(count_products(maker, problem.shape))
     first = products_of(maker, block)[0]
     for made in maker.chunks(problem, part, seeds, chunk):
         _copy(made, host, block.point_start, first, whole=_on_cuda(problem))

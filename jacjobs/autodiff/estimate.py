@@ -22,10 +22,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.meter import AllocatedPeak, Meter
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Strategy
+from jacjobs.autodiff.strategy import Strategy, corner, count_products
 from jacjobs.cost import CostModel, Probe, Work
 from jacjobs.problem import Problem
-from jacjobs.shape import Rectangle
 
 TINY, SMALL, LARGE = 2, 4, 256
 """Chunks that are looked at, in products (or whole points): the first two on real tensors too."""
@@ -77,7 +76,7 @@ class Estimator:
         """Raises what the function raises under this strategy."""
         maker = STRATEGIES[strategy]
         shape = self._problem.shape
-        products = shape.rows if maker.makes == "rows" else shape.columns
+        products = count_products(maker, shape)
         if maker.batching == "loop":
             return self._through(maker, step=1, most=1)
         if shape.points > 1 and products <= WHOLE_POINTS:
@@ -171,11 +170,8 @@ def _chunks(problem: Problem, maker: Strategy, step: int, chunk: int) -> Iterato
     """The first two chunks: of one point, or (`step` > 1 or single products) of whole points. Nothing is
     kept.
     """
-    shape = problem.shape
-    products = shape.rows if maker.makes == "rows" else shape.columns
-    points, count = (2 * chunk // products, products) if chunk >= products else (1, min(2 * chunk, products))
-    extent = (0, count, 0, shape.columns) if maker.makes == "rows" else (0, shape.rows, 0, count)
-    block = Rectangle(0, min(max(1, points), shape.points), *extent)
+    products = count_products(maker, problem.shape)
+    block = corner(maker, problem.shape, 2 * chunk // products if chunk >= products else 1, 2 * chunk)
     for made in maker.chunks(problem, block, OneHot(products), chunk):
         del made
         yield

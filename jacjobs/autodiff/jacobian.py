@@ -6,7 +6,6 @@ budget.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,8 +18,8 @@ from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Strategy
-from jacjobs.cost import CostModel
+from jacjobs.autodiff.strategy import Strategy, count_products
+from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
 from jacjobs.problem import Problem, function_error
@@ -28,7 +27,6 @@ from jacjobs.shape import JacobianShape, Rectangle
 
 LARGEST_CHUNK = 1024
 """An automatic chunk is no larger: throughput has stopped growing long before."""
-UNITS = {"B": 0, "KiB": 1, "MiB": 2, "GiB": 3, "TiB": 4}
 
 
 def jacobian(
@@ -129,7 +127,7 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
             continue
         verdict = try_strategies(problem, [name], chunk=min(2, size))[name]
         if verdict.reason is None or (verdict.slow and strategy == name):
-            return name, min(size, _products(problem.shape, STRATEGIES[name]))
+            return name, min(size, count_products(STRATEGIES[name], problem.shape))
         unsupported.append(verdict.reason)
     if too_large:
         raise MemoryError(
@@ -158,9 +156,9 @@ def _budget(memory: Any, problem: Problem) -> int:
     """`memory` in bytes."""
     device = problem.leaves[problem.wanted[0]].device
     if isinstance(memory, str):
-        found = re.fullmatch(r"([\d.]+) ?(B|KiB|MiB|GiB|TiB)", memory)
-        if found:
-            return int(float(found[1]) * 1024 ** UNITS[found[2]])
+        found = parse_bytes(memory)
+        if found is not None:
+            return found
     elif memory is None or (isinstance(memory, float) and 0 < memory <= 1):
         if device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0] * (memory or 0.9))
@@ -170,17 +168,13 @@ def _budget(memory: Any, problem: Problem) -> int:
     raise InputError.about("memory", got=repr(memory), expected='bytes, "8GiB", or a fraction up to 1.0')
 
 
-def _products(shape: JacobianShape, maker: Strategy) -> int:
-    return shape.rows if maker.makes == "rows" else shape.columns
-
-
 def _chunks(
     problem: Problem, maker: Strategy, chunk: int, create_graph: bool
 ) -> Iterator[tuple[slice, list[Tensor]]]:
     """(which products, one tensor (products, size of leaf) a leaf), one chunk after another."""
     shape = problem.shape
     whole = Rectangle(0, 1, 0, shape.rows, 0, shape.columns)
-    seeds = OneHot(_products(shape, maker))
+    seeds = OneHot(count_products(maker, shape))
     for made in maker.chunks(problem, whole, seeds, chunk, create_graph=create_graph):
         products, leaves = made.products, [leaf.squeeze(0) for leaf in made.leaves]
         del made
@@ -200,7 +194,7 @@ def _assembled(
     made: list[Tensor] = []
     for products, leaves in chunks:
         if not made:
-            count = _products(problem.shape, maker)
+            count = count_products(maker, problem.shape)
             made = [leaf.new_empty(count, leaf.shape[1]) for leaf in leaves]
         for whole, part in zip(made, leaves, strict=True):
             whole[products] = part.detach()

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.seeds import Gaussian
-from jacjobs.autodiff.strategy import Strategy
+from jacjobs.autodiff.strategy import Strategy, corner, count_products, products_of
 from jacjobs.problem import Problem
-from jacjobs.shape import Rectangle
 
 
 @dataclass(frozen=True)
@@ -123,16 +122,12 @@ _PLAIN_WORDS = [
 
 def _trial(problem: Problem, strategy: Strategy, chunk: int) -> Tensor:
     """Two random products at each of two points: (points, products, n or m), in float64."""
-    shape = problem.shape
-    by_rows = strategy.makes == "rows"
-    rows, columns = (min(2, shape.rows), shape.columns) if by_rows else (shape.rows, min(2, shape.columns))
-    corner = Rectangle(0, min(2, shape.points), 0, rows, 0, columns)
-    seeds = Gaussian(shape.rows if by_rows else shape.columns, key=int(not by_rows))
-    chunks = list(strategy.chunks(problem, corner, seeds, chunk))
+    block = corner(strategy, problem.shape, 2, 2)
+    start, stop = products_of(strategy, block)
+    seeds = Gaussian(count_products(strategy, problem.shape), key=int(strategy.makes == "columns"))
+    chunks = list(strategy.chunks(problem, block, seeds, chunk))
     made = [torch.cat([leaf.detach().double() for leaf in chunk.leaves], dim=2) for chunk in chunks]
-    return torch.cat([part.flatten(0, 1) for part in made]).reshape(
-        corner.points, rows if by_rows else columns, -1
-    )
+    return torch.cat([part.flatten(0, 1) for part in made]).reshape(block.points, stop - start, -1)
 
 
 def _difference(problem: Problem, strategy: Strategy, found: Tensor, reference: Tensor) -> str | None:

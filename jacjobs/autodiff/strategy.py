@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jacjobs.autodiff.seeds import SeedMaker
 from jacjobs.problem import Problem
-from jacjobs.shape import Rectangle
+from jacjobs.shape import JacobianShape, Rectangle
 
 
 class Chunk(NamedTuple):
@@ -66,6 +66,20 @@ def products_of(strategy: Strategy, block: Rectangle) -> tuple[int, int]:
     if strategy.makes == "rows":
         return block.row_start, block.row_stop
     return block.column_start, block.column_stop
+
+
+def count_products(strategy: Strategy, shape: JacobianShape) -> int:
+    """How many products a point has."""
+    return shape.rows if strategy.makes == "rows" else shape.columns
+
+
+def corner(strategy: Strategy, shape: JacobianShape, points: int, products: int) -> Rectangle:
+    """The first so many products of the first so many points, or of as many as there are."""
+    points = min(points, shape.points)
+    products = min(products, count_products(strategy, shape))
+    if strategy.makes == "rows":
+        return Rectangle(0, points, 0, products, 0, shape.columns)
+    return Rectangle(0, points, 0, shape.rows, 0, products)
 
 
 def point_groups(block: Rectangle, products: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,6 @@ from jacjobs.cost import Work
 from jacjobs.errors import InputError
 
 GIB = 1 << 30
-UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 class Device(BaseModel):
@@ -136,9 +135,3 @@ def reported(name: str, memory_bytes: int) -> Device:
     except InputError:
         known = KNOWN["A100 40GB"]
     return known.model_copy(update={"name": name, "memory_bytes": memory_bytes})
-
-
-def parse_bytes(text: str) -> int | None:
-    """`8GiB`, `512 MiB` in bytes; None if it is nothing of the kind."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(B|KiB|MiB|GiB|TiB)", text.strip())
-    return int(float(found[1]) * UNITS[found[2]]) if found else None

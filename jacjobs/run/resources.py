@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.cost import parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
-from jacjobs.planning.devices import Device, cpu, named, parse_bytes, reported
+from jacjobs.planning.devices import Device, cpu, named, reported
 from jacjobs.planning.options import ClusterOptions
 
 GPU_SHARE = 0.9

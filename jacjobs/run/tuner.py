@@ -3,11 +3,13 @@ takes.
 
 A hill climb, led by what the cost models predict: each promising strategy once at its predicted best chunk,
 then double and half of the best, as long as it gets better. A timing tells how wrong the prediction of its
-strategy is, and so which other one is worth a try.
+strategy is, and so which other one is worth a try. In the end the best few are timed again, in turn, and count
+by their medians: the fastest of many noisy timings is rarely the fastest.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,8 +17,10 @@ import torch
 
 from jacjobs.autodiff.block import is_out_of_memory, time_chunks
 from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.strategy import corner, count_products
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import Chooser, Estimate, Timing
+from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -32,9 +36,11 @@ rough.
 """
 CONTENDER = 1.3
 """One whose best timing is so many times slower than the best is not looked at more closely."""
-CHUNKS = 4
-"""How many chunks a timing makes."""
-ENOUGH_SECONDS = 0.2
+FINALISTS, ROUNDS = 4, 4
+"""So many of the best are timed so many times more."""
+CHUNKS = 12
+"""How many chunks a timing makes, at most: no more than a block holds, but two."""
+ENOUGH_SECONDS = 0.15
 """A timing stops there, with one chunk at least."""
 
 
@@ -52,19 +58,45 @@ def tune(
 ) -> list[Timing]:
     """Time what is promising, best first, for at most `limit_seconds`; `chooser` says what is predicted."""
     start = clock()
+
+    def left() -> float:
+        return limit_seconds - (clock() - start)
+
     timings: list[Timing] = []
     for estimate in _promising(chooser, timings):
-        left = limit_seconds - (clock() - start)
         model = chooser.models[estimate.strategy]
         expected = chooser.predicted(model, estimate.chunk).chunk_seconds * _bias(chooser, timings, model)
-        if timings and 2 * expected > left:
+        if timings and 2 * expected > left():
             continue
         timing = time_one(problem, model, estimate.chunk)
         if timing is not None:
             timings.append(timing)
-        if clock() - start > limit_seconds:
-            break
-    return timings
+        if left() < 0:
+            return timings
+    return _confirmed(problem, chooser, timings, left)
+
+
+def _confirmed(
+    problem: Problem, chooser: Chooser, timings: list[Timing], left: Callable[[], float]
+) -> list[Timing]:
+    """The timings, those of the finalists replaced by medians of several, as far as time allows."""
+    ranked = sorted(timings, key=lambda t: chooser.at(t.strategy, t.chunk, t).seconds)
+    samples = {(t.strategy, t.chunk): [t] for t in ranked[:FINALISTS]}
+    for _ in range(ROUNDS):
+        for (strategy, chunk), seen in samples.items():
+            if 4 * seen[0].chunk_seconds < left():
+                again = time_one(problem, chooser.models[strategy], chunk)
+                seen += [again] if again is not None else []
+    medians = {
+        key: seen[0].model_copy(
+            update={
+                "setup_seconds": statistics.median(t.setup_seconds for t in seen),
+                "chunk_seconds": statistics.median(t.chunk_seconds for t in seen),
+            }
+        )
+        for key, seen in samples.items()
+    }
+    return [medians.get((t.strategy, t.chunk), t) for t in timings]
 
 
 def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
@@ -73,7 +105,8 @@ def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
         block = some_chunks(problem, model, chunk, 1)
         _, warm = time_chunks(problem, model.strategy, block, chunk, 0.0)
         if warm < ENOUGH_SECONDS:
-            block = some_chunks(problem, model, chunk, CHUNKS)
+            many = BLOCK_BYTES // (block.entries * problem.shape.item_bytes)
+            block = some_chunks(problem, model, chunk, max(2, min(CHUNKS, many)))
             setup, one = time_chunks(problem, model.strategy, block, chunk, ENOUGH_SECONDS)
         else:
             setup, one = 0.0, warm
@@ -87,14 +120,10 @@ def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
 
 def some_chunks(problem: Problem, model: CostModel, chunk: int, count: int) -> Rectangle:
     """A rectangle of about `count` chunks: products of the first point, or whole points."""
-    shape = problem.shape
-    by_rows = STRATEGIES[model.strategy].makes == "rows"
-    products = shape.rows if by_rows else shape.columns
-    points = max(1, min(shape.points, count * chunk // products)) if chunk >= products else 1
-    extent = min(products, count * chunk)
-    if by_rows:
-        return Rectangle(0, points, 0, extent, 0, shape.columns)
-    return Rectangle(0, points, 0, shape.rows, 0, extent)
+    maker = STRATEGIES[model.strategy]
+    products = count_products(maker, problem.shape)
+    points = count * chunk // products if chunk >= products else 1
+    return corner(maker, problem.shape, points, count * chunk)
 
 
 def _promising(chooser: Chooser, timings: list[Timing]) -> Iterator[Estimate]:

@@ -5,11 +5,13 @@ counted.
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 
 from jacjobs import Problem
+from jacjobs.autodiff import meter
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.estimate import Estimator, allocated, faked, probe
 from jacjobs.autodiff.meter import AllocatedPeak, Meter, ResidentPeak, available_memory_bytes
@@ -125,6 +127,17 @@ def test_what_the_kernel_says_of_a_process() -> None:
     assert peak.nbytes is not None
     assert 90 << 20 < peak.nbytes < 130 << 20
     assert 0 < available_memory_bytes() < 1 << 50
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(meter, "_CGROUP_FILES", [(str(limit), str(used))])
+    without = available_memory_bytes()
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert available_memory_bytes() == pytest.approx(without, rel=0.2)
+    limit.write_text("5000000\n")
+    assert available_memory_bytes() == 4_999_000
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from jacjobs.cost import parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
-from jacjobs.planning.devices import KNOWN, cpu, named, parse_bytes, reported
+from jacjobs.planning.devices import KNOWN, cpu, named, reported
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Candidate, Facts, Plan, make_plan
 from jacjobs.shape import JacobianShape
