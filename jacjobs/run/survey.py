@@ -17,8 +17,8 @@ from jacjobs.planning.planner import Candidate, Facts
 from jacjobs.problem import Problem, function_error
 
 TRIAL_CHUNK = 4
-TRIAL_SHARE = 4
-"""A trial may take one part in so many of the memory that is there."""
+TRIAL_SHARE = 0.8
+"""A trial may take so much of the memory that is there: what a plan for elsewhere allows may not be."""
 
 
 def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
@@ -34,7 +34,7 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
     names = in_order_of_preference(shape)
     if asked != "auto":
         names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[STRATEGIES[asked].makes]]))
-    allowed = min(resources.budget_bytes, available_memory_bytes() // TRIAL_SHARE)
+    allowed = min(resources.budget_bytes, int(available_memory_bytes() * TRIAL_SHARE))
     here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == resources.device.host
     estimator = Estimator(problem, allowed, correct=here)
     models: dict[str, CostModel] = {}

@@ -3,8 +3,8 @@ takes.
 
 A hill climb, led by what the cost models predict: each promising strategy once at its predicted best chunk,
 then double and half of the best, as long as it gets better. A timing tells how wrong the prediction of its
-strategy is, and so which other one is worth a try. In the end the best few are timed again, in turn, and count
-by their medians: the fastest of many noisy timings is rarely the fastest.
+strategy is, and so which other one is worth a try. In the end the best few are timed again, in turn, and
+count by their medians: the fastest of many noisy timings is rarely the fastest.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ FINALISTS, ROUNDS = 4, 4
 CHUNKS = 12
 """How many chunks a timing makes, at most: no more than a block holds, but two."""
 ENOUGH_SECONDS = 0.15
-"""A timing stops there, with one chunk at least."""
+"""A timing stops there, with two chunks at least."""
+SLOW_SECONDS = 3.0
+"""One chunk of so long has to do."""
 
 
 def seconds_for(predicted_seconds: float) -> float:
@@ -66,7 +68,7 @@ def tune(
     for estimate in _promising(chooser, timings):
         model = chooser.models[estimate.strategy]
         expected = chooser.predicted(model, estimate.chunk).chunk_seconds * _bias(chooser, timings, model)
-        if timings and 2 * expected > left():
+        if timings and 3 * expected > left():
             continue
         timing = time_one(problem, model, estimate.chunk)
         if timing is not None:
@@ -104,12 +106,14 @@ def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
     try:
         block = some_chunks(problem, model, chunk, 1)
         _, warm = time_chunks(problem, model.strategy, block, chunk, 0.0)
-        if warm < ENOUGH_SECONDS:
+        if warm > SLOW_SECONDS:
+            setup, one = 0.0, warm
+        else:
             many = BLOCK_BYTES // (block.entries * problem.shape.item_bytes)
             block = some_chunks(problem, model, chunk, max(2, min(CHUNKS, many)))
-            setup, one = time_chunks(problem, model.strategy, block, chunk, ENOUGH_SECONDS)
-        else:
-            setup, one = 0.0, warm
+            # A second chunk in any case: without one, what comes before the first would count as the chunk's.
+            enough = max(ENOUGH_SECONDS, 1.1 * warm)
+            setup, one = time_chunks(problem, model.strategy, block, chunk, enough)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
