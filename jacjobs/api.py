@@ -109,6 +109,7 @@ def submit_job(job: Job) -> Run:
         record = folder.record()
         differences = _differences(record, job)
         if not differences:
+            _check_plan(folder, record)
             return _begin(job, folder, _renewed(record, job.compute))
         if not job.output.overwrite:
             raise RunDiffersError.checklist(str(folder.path), differences)
@@ -375,6 +376,20 @@ def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
         for what in dict.fromkeys([*had, *has])
         if had.get(what) != has.get(what)
     ]
+
+
+def _check_plan(folder: RunFolder, record: RunRecord) -> None:
+    """Raises InputError for a plan that another version froze and this one does not understand."""
+    try:
+        Plan.model_validate(record.plan)
+    except ValidationError as error:
+        missing, version = error.errors()[0]["loc"][0], record.versions.get("jacjobs")
+        raise InputError.about(
+            str(folder.path),
+            got=f"a run of jacjobs {version}, whose plan has no {missing}",
+            expected="one of this version",
+            do="finish it with that version, or --set output.overwrite=true to begin again",
+        ) from None
 
 
 def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:

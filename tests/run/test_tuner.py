@@ -130,6 +130,17 @@ def test_the_choice_is_frozen_and_resumed_with(tmp_path: Path, long_job: list[in
     assert {p.name for p in (tmp_path / "a").glob("part-*")} == set(before)
 
 
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    jacjobs.submit(problem(), tmp_path / "a", address="inline").wait()
+    record = RunFolder(tmp_path / "a").record()
+    old = {key: value for key, value in record.plan.items() if key != "resources"}
+    (tmp_path / "a" / "_jacjobs" / "plan.json").write_text(
+        record.model_copy(update={"plan": old}).model_dump_json()
+    )
+    with pytest.raises(InputError, match=r"a run of jacjobs 0\.1\.0, whose plan has no resources"):
+        jacjobs.submit(problem(), tmp_path / "a", address="inline")
+
+
 def test_what_is_fixed_by_hand_is_not_tuned(tmp_path: Path, long_job: list[int]) -> None:
     run = jacjobs.submit(problem(), tmp_path / "a", address="inline", strategy="vjp/repeat", chunk=9)
     assert (run.plan.strategy, run.plan.chunk, run.plan.timings) == ("vjp/repeat", 9, ())
