@@ -35,7 +35,7 @@ from jacjobs.run.tuner import Tuner, seconds_for
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 
-INLINE = "inline"
+INLINE, LOCAL = "inline", "local"
 THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "row_group_rows"}
 """Of a plan: what decides what is written."""
 
@@ -99,7 +99,8 @@ def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
     problem = job.problem.to("cuda") if uses_gpu(job.cluster) else job.problem
     chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources)
     measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
-    return measured, draft.tuned(Tuner(problem, job.cluster.cpus_per_worker).tune)
+    tuner = Tuner(problem, job.cluster.cpus_per_worker, "cuda" if uses_gpu(job.cluster) else "cpu")
+    return measured, draft.tuned(tuner.tune)
 
 
 def submit_job(job: Job) -> Run:
@@ -113,9 +114,7 @@ def submit_job(job: Job) -> Run:
             return _begin(job, folder, _renewed(record, job.compute))
         if not job.output.overwrite:
             raise RunDiffersError.checklist(str(folder.path), differences)
-    draft = _draft(job)
-    check_budget(draft.resources)
-    return _begin(job, folder, draft)
+    return _begin(job, folder, _draft(job))
 
 
 def resume(path: str | Path, *, address: str | None = None) -> Run:
@@ -223,7 +222,11 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
     """Carry a record on, or freeze a draft into one. Connect first, write then: a wrong address leaves
     nothing.
     """
-    if job.cluster.address == INLINE:
+    address = job.cluster.address
+    if isinstance(what, _Draft) and address in (INLINE, LOCAL):
+        check_budget(what.resources)
+        what.plan()  # refuses before anything starts
+    if address == INLINE:
         tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
         record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
         return Run(folder.path, record, nullcontext(), _InlineRun(job, folder, record))
@@ -236,8 +239,7 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
         worker_tuner,
     )
 
-    plan = Plan.model_validate(what.plan) if isinstance(what, RunRecord) else what.plan()
-    connection = session(job.cluster, max(plan.block_bytes, min(BLOCK_BYTES, plan.shape.total_bytes)))
+    connection = session(job.cluster, _most_block_bytes(what))
     connection.__enter__()
     try:
         placement = place(job.cluster)
@@ -246,13 +248,24 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
             record = what
         else:
             with worker_tuner(payload, job.cluster, placement) as remote:
-                if placement.gpus_per_worker and what.resources.device.host:  # the GPUs are elsewhere
+                if address != LOCAL:  # what the workers have is not what this process has
                     what = replace(what, resources=remote.resources(job.compute.memory, job.output.path))
+                    check_budget(what.resources)
                 record = _created(job, folder, what, remote.tune)
         return Run(folder.path, record, connection, RayRun(record, str(folder.path), payload, placement))
     except BaseException:
         connection.__exit__(None, None, None)
         raise
+
+
+def _most_block_bytes(what: RunRecord | _Draft) -> int:
+    """What the largest block may take in an embedded object store, whatever chunk tuning may choose."""
+    if isinstance(what, RunRecord):
+        return Plan.model_validate(what.plan).block_bytes
+    shape, asked = what.facts.shape, what.job.compute.chunk
+    product = max(shape.row_bytes, shape.column_bytes)
+    chunk = 1 if asked == "auto" else min(asked, shape.points * max(shape.rows, shape.columns))
+    return min(shape.total_bytes, max(BLOCK_BYTES, chunk * product))
 
 
 # -- drafts ------------------------------------------------------------------------------------------------

@@ -84,10 +84,10 @@ class CostModel(_Frozen):
 
     @classmethod
     def through(cls, strategy: str, step: int, most: int, low: Probe, high: Probe) -> Self:
-        """The line through two probes; through one (the same twice), all of it counts as fixed."""
+        """The line through two probes; where there is one (the same twice), in proportion to the chunk."""
         width = high.chunk - low.chunk
-        slope = max(0.0, (high.peak_bytes - low.peak_bytes) / width) if width else 0.0
-        each = (high.work - low.work).times(1 / width) if width else Work()
+        slope = max(0.0, (high.peak_bytes - low.peak_bytes) / width) if width else low.peak_bytes / low.chunk
+        each = (high.work - low.work).times(1 / width) if width else low.work.times(1 / low.chunk)
         return cls(
             strategy=strategy,
             step=step,

@@ -117,7 +117,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Of the device, or of the host (torch's CPU allocator raises a RuntimeError)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS_WORDS)
+
+
+_ALLOCATORS_WORDS = (
+    "can't allocate memory",  # the host's
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",  # libraries that allocate past torch, when it holds nearly everything
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool) -> torch.Tensor:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jacjobs.autodiff.block import is_out_of_memory
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.seeds import Gaussian, draw
@@ -123,12 +124,23 @@ class Checker:
         if self._remembered is None or self._remembered[0] != (start, stop):
             shape = self._problem.shape
             one = (0, shape.rows, 0, 1) if self._by_rows else (0, 1, 0, shape.columns)
-            chunks = self._by.chunks(
-                self._problem, Rectangle(start, stop, *one), Gaussian(len(self._vector), KEY), self._chunk
-            )
-            made = [torch.cat([leaf.detach().double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks]
-            self._remembered = (start, stop), torch.cat(made).numpy()
+            self._remembered = (start, stop), self._made(Rectangle(start, stop, *one))
         return self._remembered[1]
+
+    def _made(self, block: Rectangle) -> NDArray[np.float64]:
+        """The products, fewer points at once where memory runs out."""
+        while True:
+            seeds = Gaussian(len(self._vector), KEY)
+            try:
+                chunks = self._by.chunks(self._problem, block, seeds, self._chunk)
+                made = [
+                    torch.cat([leaf.detach().double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks
+                ]
+                return torch.cat(made).numpy()
+            except Exception as error:
+                if not is_out_of_memory(error) or self._chunk == 1:
+                    raise
+            self._chunk //= 2
 
     def _seed(self, seeds: Gaussian) -> Tensor:
         """The vector as the products see it: rounded to the dtype of what it multiplies."""

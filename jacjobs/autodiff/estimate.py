@@ -50,13 +50,24 @@ class Forward:
 class Estimator:
     """Makes cost models for one problem.
 
-    budget_bytes:  no real chunk is run that might take more.
-    correct:       whether a device is at hand that the plan is for: else predictions stay those of fakes.
+    budget_bytes:        no real chunk is run that might take more.
+    whole_points_bytes:  a point whose products take more, all at once, has chunks of its own; default: the
+                         budget.
+    correct:             whether a device is at hand that the plan is for: else predictions stay those of
+                         fakes.
     """
 
-    def __init__(self, problem: Problem, budget_bytes: int, *, correct: bool = True) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        budget_bytes: int,
+        *,
+        whole_points_bytes: int | None = None,
+        correct: bool = True,
+    ) -> None:
         self._problem = problem
         self._budget_bytes = budget_bytes
+        self._whole_points_bytes = budget_bytes if whole_points_bytes is None else whole_points_bytes
         self._correct = correct
 
     @functools.cached_property
@@ -81,7 +92,7 @@ class Estimator:
             return self._through(maker, step=1, most=1)
         if shape.points > 1 and products <= WHOLE_POINTS:
             whole = self._through(maker, step=products, most=shape.points * products)
-            if whole.peak_bytes(products) <= self._budget_bytes or products == 1:
+            if whole.step == 1 or whole.peak_bytes(products) <= self._whole_points_bytes:
                 return whole
         return self._through(maker, step=1, most=products)
 
@@ -96,6 +107,8 @@ class Estimator:
             with faked(self._problem) as fake:
                 probes = [probe(fake, maker, step, size) for size in sizes]
         except Exception:  # it reads values, or fakes do not have an operator: real data tells
+            if step > 1 and not self.safe(step):
+                return self._through(maker, 1, step)
             return self._on_real(maker, step, most, SMALL)
         model = CostModel.through(
             maker.name, step, most, probes[-2] if len(probes) > 1 else probes[0], probes[-1]
@@ -122,10 +135,10 @@ class Estimator:
         """The fakes' line moved to go through what tiny real chunks allocate, and bent by their growth."""
         peaks = [allocated(self._problem, maker, model.step, p.chunk) for p in tiny]
         slope = model.product_bytes
-        if len(tiny) > 1:
-            growth = tiny[1].peak_bytes - tiny[0].peak_bytes
-            if growth > 0 and peaks[1] > peaks[0]:
-                slope *= (peaks[1] - peaks[0]) / growth
+        if len(tiny) == 1:
+            slope = peaks[0] / tiny[0].chunk
+        elif (growth := tiny[1].peak_bytes - tiny[0].peak_bytes) > 0 and peaks[1] > peaks[0]:
+            slope *= (peaks[1] - peaks[0]) / growth
         return model.model_copy(
             update={
                 "product_bytes": slope,

@@ -84,6 +84,8 @@ def _candidate_row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
         return candidate.strategy, "", needed, "", candidate.reason or "not compared"
     remark = "chosen" if candidate.strategy == chosen else ""
     remark += (", " if remark else "") + "timed" if candidate.timed else ""
+    if not candidate.tried:
+        remark += (", " if remark else "") + "not tried: too large to run here"
     if candidate.slow and candidate.reason:
         remark += (", " if remark else "") + candidate.reason
     return (

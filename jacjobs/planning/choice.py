@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from jacjobs.cost import CostModel
 from jacjobs.planning.devices import Device
-from jacjobs.planning.geometry import BLOCK_BYTES, Tiling, tile
+from jacjobs.planning.geometry import BLOCK_BYTES, BLOCK_SECONDS, Tiling, tile
 from jacjobs.shape import JacobianShape
 
 CLOSE = 1.03
@@ -35,12 +35,14 @@ class Resources(_Frozen):
     budget_bytes:     memory that products in the making may take, in each worker; on a host, with their
                       block.
     workers:          how many compute at once.
+    sharing:          how many of them share the device's memory.
     disk_free_bytes:  where the dataset goes; None where nobody can say.
     """
 
     device: Device
     budget_bytes: int
     workers: int
+    sharing: int = 1
     disk_free_bytes: int | None = None
 
 
@@ -62,6 +64,11 @@ class Estimate(_Frozen):
     seconds: float
     product_seconds: float
     timed: bool = False
+
+
+class Need(NamedTuple):
+    chunk: int
+    bytes: int
 
 
 class Chooser:
@@ -120,12 +127,20 @@ class Chooser:
     def fits(self, model: CostModel, chunk: int) -> bool:
         return self.needed_bytes(model, chunk) <= self._resources.budget_bytes
 
+    def least(self, model: CostModel) -> Need:
+        """What the strategy cannot do with less than: its smallest chunk, or the one asked for."""
+        chunk = model.step if self._asked is None else model.rounded(self._asked) or self._asked
+        return Need(chunk, self.needed_bytes(model, chunk))
+
     def _sensible(self, model: CostModel, chunk: int) -> bool:
-        """Fits, and makes no more of J at once than a block, which is at least one chunk, is meant to
-        hold.
+        """Fits, and is no more of J, and no more work, than a block is meant to be. One step always may
+        be.
         """
         product_bytes = self._shape.row_bytes if is_by_rows(model.strategy) else self._shape.column_bytes
-        return self.fits(model, chunk) and (chunk == model.step or chunk * product_bytes <= BLOCK_BYTES)
+        if not self.fits(model, chunk):
+            return False
+        short = self.predicted(model, chunk).chunk_seconds <= BLOCK_SECONDS
+        return chunk == model.step or (short and chunk * product_bytes <= BLOCK_BYTES)
 
     def needed_bytes(self, model: CostModel, chunk: int) -> int:
         """What a worker takes at this chunk: products, and on a host the block with its transposed copy."""
@@ -162,9 +177,10 @@ class Chooser:
         total = self._shape.points * self._products(model)
         product_seconds = timing.chunk_seconds / chunk
         tiling = self.tiling(model, chunk, product_seconds)
-        setups = (
-            0 if model.step > 1 else self._shape.points * _ceil(self._products(model), _length(tiling, model))
-        )
+        products = self._products(model)
+        setups = 0  # of whole points, the graph belongs to the chunk
+        if model.step == 1 and products > 1:
+            setups = self._shape.points * _ceil(products, _length(tiling, model))
         compute = total * product_seconds + setups * timing.setup_seconds
         return Estimate(
             strategy=strategy,

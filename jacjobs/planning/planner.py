@@ -30,6 +30,7 @@ class Candidate(BaseModel):
 
     reason:      why it was dropped; None if it works.
     slow:        it works, for whoever asks for it by name.
+    tried:       whether it was run; where even that would take more memory than there is here, it was not.
     chunk, peak_bytes, seconds:  at its best chunk, what a worker takes, how long all of J takes.
     timed:       whether that was measured, or predicted.
     """
@@ -39,6 +40,7 @@ class Candidate(BaseModel):
     strategy: str
     reason: str | None = None
     slow: bool = False
+    tried: bool = True
     chunk: int | None = None
     peak_bytes: int | None = None
     seconds: float | None = None
@@ -200,7 +202,7 @@ def _candidates(
             )
         elif verdict.strategy in chooser.models:
             model = chooser.models[verdict.strategy]
-            needed = chooser.needed_bytes(model, model.step)
+            needed = chooser.least(model).bytes
             rows.append(
                 verdict.model_copy(update={"reason": "too large for the memory", "peak_bytes": needed})
             )
@@ -210,12 +212,15 @@ def _candidates(
 
 
 def _too_large(chooser: Chooser, resources: Resources) -> InputError:
-    leanest = min(chooser.models.values(), key=lambda model: chooser.needed_bytes(model, 1))
-    least = chooser.needed_bytes(leanest, 1)
+    needs = {model.strategy: chooser.least(model) for model in chooser.models.values()}
+    if not needs:
+        return InputError.about("strategy", got="none whose memory can be predicted", expected="at least one")
+    leanest = min(needs, key=lambda name: needs[name].bytes)
+    least = needs[leanest]
     return InputError.about(
         "memory",
         got=f"a budget of {resources.budget_bytes:,} bytes a worker",
-        expected=f"at least {least:,}, which one product by {leanest.strategy} takes",
+        expected=f"at least {least.bytes:,}, which {leanest} takes in chunks of {least.chunk:,}",
         do="allow more (--set compute.memory=…), use fewer workers, or make the function's intermediate "
         "results smaller",
     )
@@ -242,19 +247,24 @@ def _check_disk(needed_bytes: int, resources: Resources, output: OutputOptions) 
 
 
 def _check_points(checker: CostModel, chunk: int, resources: Resources) -> int:
-    """A point takes one product; as many at once as a chunk has, if the budget allows it."""
-    each = checker.fixed_bytes + checker.product_bytes
+    """A point takes one product and what comes before it; as many at once as a chunk has, within the
+    budget.
+    """
+    each = checker.peak_bytes(checker.step)
     return max(1, min(chunk, int(resources.budget_bytes // max(1.0, each))))
 
 
 def _leaner(best: Estimate, facts: Facts) -> tuple[str, ...]:
-    """Strategies with products of the same kind that take less at one product, the leanest last."""
+    """Strategies that work, with products of the same kind, and take less at one product; the leanest
+    last.
+    """
+    works = {v.strategy for v in facts.verdicts if v.reason is None} | {best.strategy}
     sizes = {
         m.strategy: m.peak_bytes(1)
         for m in facts.models
         if is_by_rows(m.strategy) == is_by_rows(best.strategy)
     }
-    leaner = [name for name, size in sizes.items() if size < sizes[best.strategy]]
+    leaner = [name for name, size in sizes.items() if name in works and size < sizes[best.strategy]]
     return tuple(sorted(leaner, key=lambda name: -sizes[name]))
 
 

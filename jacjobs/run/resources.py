@@ -34,7 +34,8 @@ def resources_here(
         device = reported(torch.cuda.get_device_name(), free)
         return _resources(device, count, 1, memory, path)
     device = cpu(available_memory_bytes(), cluster.cpus_per_worker)
-    return _resources(device, count, count, memory, path)
+    beside = max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
+    return _resources(device, count, min(count, beside), memory, path)
 
 
 def resources_named(
@@ -49,17 +50,19 @@ def check_budget(resources: Resources) -> None:
     """Raises InputError where a budget was asked for that is not there: to plan with it is fine, to run is
     not.
     """
-    if resources.budget_bytes > resources.device.memory_bytes:
+    there = resources.device.memory_bytes // resources.sharing
+    if resources.budget_bytes > there:
         raise InputError.about(
             "compute.memory",
             got=f"{resources.budget_bytes:,} bytes a worker",
-            expected=f"at most the {resources.device.memory_bytes:,} that are free ({resources.device.name})",
+            expected=f"at most the {there:,} that are free for each ({resources.device.name})",
             do="ask for less, or leave it out",
         )
 
 
 def uses_gpu(cluster: ClusterOptions) -> bool:
-    return torch.cuda.is_available() and cluster.gpus_per_worker != 0
+    """The inline executor computes where the problem's tensors are."""
+    return torch.cuda.is_available() and cluster.gpus_per_worker != 0 and cluster.address != "inline"
 
 
 def local_workers(cluster: ClusterOptions) -> int:
@@ -85,7 +88,11 @@ def _resources(
         share = memory or (HOST_SHARE if device.host else GPU_SHARE)
         budget = int(device.memory_bytes * share) // sharing
     return Resources(
-        device=device, budget_bytes=budget, workers=workers, disk_free_bytes=_free_bytes(Path(path))
+        device=device,
+        budget_bytes=budget,
+        workers=workers,
+        sharing=sharing,
+        disk_free_bytes=_free_bytes(Path(path)),
     )
 
 

@@ -30,13 +30,19 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
     mixes its samples, or does not support the strategy that is asked for.
     """
     shape = problem.shape
-    check_function(problem)
     names = in_order_of_preference(shape)
     if asked != "auto":
         names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[STRATEGIES[asked].makes]]))
     allowed = min(resources.budget_bytes, int(available_memory_bytes() * TRIAL_SHARE))
-    here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == resources.device.host
-    estimator = Estimator(problem, allowed, correct=here)
+    device = resources.device
+    here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == device.host
+    # As `Chooser.needed_bytes` adds it up: what the allocator keeps is at most as much as is alive.
+    beside = allowed - device.process_bytes
+    estimator = Estimator(
+        problem, allowed, whole_points_bytes=max(beside // 2, beside - device.kept_bytes), correct=here
+    )
+    if _runs_here(estimator, allowed):
+        check_function(problem)
     models: dict[str, CostModel] = {}
     failures: dict[str, Exception] = {}
     with warnings.catch_warnings(action="ignore"):
@@ -46,7 +52,11 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
             except Exception as error:
                 failures[name] = error
     small = [name for name in names if name in failures or models[name].peak_bytes(1) <= allowed]
-    verdicts = try_strategies(problem, small, chunk=TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1)
+    if REFERENCE not in small:  # what every trial is compared with
+        small = []
+    verdicts = {}
+    if small:
+        verdicts = try_strategies(problem, small, chunk=TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1)
     broken = verdicts[REFERENCE].error if REFERENCE in verdicts else None
     if broken is not None:
         raise function_error(broken, f"when {REFERENCE} was tried on the first point")
@@ -56,10 +66,19 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
         reason = None if verdict is None else verdict.reason
         if reason is None and name in failures:
             reason = explain(failures[name])
-        candidates.append(Candidate(strategy=name, reason=reason, slow=verdict is not None and verdict.slow))
+        slow = verdict is not None and verdict.slow
+        candidates.append(Candidate(strategy=name, reason=reason, slow=slow, tried=verdict is not None))
     if asked != "auto":
         _check_asked(candidates[0])
     return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()))
+
+
+def _runs_here(estimator: Estimator, allowed_bytes: int) -> bool:
+    """Whether one call fits the memory that is here. One that fails is called again, to be explained."""
+    try:
+        return estimator.forward.peak_bytes <= allowed_bytes
+    except Exception:
+        return True
 
 
 def _check_asked(asked: Candidate) -> None:

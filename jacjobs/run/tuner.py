@@ -9,6 +9,7 @@ count by their medians: the fastest of many noisy timings is rarely the fastest.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ CHUNKS = 12
 ENOUGH_SECONDS = 0.15
 """A timing stops there, with two chunks at least."""
 SLOW_SECONDS = 3.0
-"""One chunk of so long has to do."""
+"""Where the first two chunks take so long each, they have to do."""
 
 
 def seconds_for(predicted_seconds: float) -> float:
@@ -67,8 +68,9 @@ def tune(
     timings: list[Timing] = []
     for estimate in _promising(chooser, timings):
         model = chooser.models[estimate.strategy]
-        expected = chooser.predicted(model, estimate.chunk).chunk_seconds * _bias(chooser, timings, model)
-        if timings and 3 * expected > left():
+        predicted = chooser.predicted(model, estimate.chunk)
+        expected = 2 * predicted.setup_seconds + 4 * predicted.chunk_seconds
+        if expected * _bias(chooser, timings, model) > left():
             continue
         timing = time_one(problem, model, estimate.chunk)
         if timing is not None:
@@ -102,17 +104,17 @@ def _confirmed(
 
 
 def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
-    """A few chunks, after one that is not counted; None where the memory does not suffice after all."""
+    """A few chunks, after two that are not counted unless they are slow; None where the memory does not
+    suffice after all.
+    """
     try:
-        block = some_chunks(problem, model, chunk, 1)
-        _, warm = time_chunks(problem, model.strategy, block, chunk, 0.0)
-        if warm > SLOW_SECONDS:
-            setup, one = 0.0, warm
-        else:
-            many = BLOCK_BYTES // (block.entries * problem.shape.item_bytes)
+        # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
+        block = some_chunks(problem, model, chunk, 2)
+        setup, one = time_chunks(problem, model.strategy, block, chunk, math.inf)
+        if setup + one < SLOW_SECONDS:  # that was to warm up
+            many = 2 * BLOCK_BYTES // (block.entries * problem.shape.item_bytes)
             block = some_chunks(problem, model, chunk, max(2, min(CHUNKS, many)))
-            # A second chunk in any case: without one, what comes before the first would count as the chunk's.
-            enough = max(ENOUGH_SECONDS, 1.1 * warm)
+            enough = max(ENOUGH_SECONDS, 1.1 * (setup + one))
             setup, one = time_chunks(problem, model.strategy, block, chunk, enough)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
+from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block, is_out_of_memory
 from jacjobs.autodiff.check import Checker
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.meter import worker_peak
@@ -66,8 +66,10 @@ class Worker:
         except JacjobsError:
             raise
         except ProductTooLargeError as error:
-            raise self._does_not_fit(error) from None
+            raise self._does_not_fit(f"one product of {error}", error.__cause__) from None
         except Exception as error:
+            if is_out_of_memory(error):  # of the host, for the block itself, or for the check at one point
+                raise self._does_not_fit(f"{rectangle} of the Jacobian", error) from None
             raise function_error(error, f"while computing {rectangle}") from None
         return Computed(
             values,
@@ -78,11 +80,11 @@ class Worker:
             ),
         )
 
-    def _does_not_fit(self, error: ProductTooLargeError) -> DeviceMemoryError:
+    def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
         plan = self._plan
-        said = str(error.__cause__).partition("\n")[0]
+        said = str(error).partition("\n")[0]
         return DeviceMemoryError(
-            f"one product of {error} does not fit the memory of {plan.resources.device.name}: predicted were "
+            f"{what} does not fit the memory of {plan.resources.device.name}: predicted were "
             f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
             f"in chunks of {plan.chunk:,}; the allocator says: {said} (free the device of others, take "
             "one with more memory, or make the function's intermediate results smaller)"

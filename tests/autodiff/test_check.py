@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from jacjobs.autodiff.check import CHECKERS, SHARE, Checker
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.problem import Problem as _Problem
 from jacjobs.shape import Rectangle
+from tests.functions import randn
 
 MODES = [(makes, by) for makes, names in CHECKERS.items() for by in names]
 
@@ -121,3 +124,22 @@ def test_nan_is_not_the_checks_business() -> None:
     J = compute_block(problem, Pace("vjp/vmap", 4), whole(problem))
     assert not np.isfinite(J).all()
     assert Checker(problem, "rows", "jvp/vmap", 4, every_point=True).check(whole(problem), J).passed
+
+
+def test_memory_that_runs_out_while_checking_halves_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    W = randn(4, 5, seed=8)
+    problem = Problem(lambda x: torch.tanh(W @ x), (randn(20, 5, seed=9),), in_dims=0)
+    J = compute_block(problem, Pace("vjp/vmap", 8), whole(problem))
+    checker = Checker(problem, "rows", "jvp/vmap", 16, every_point=True)
+    maker, sizes = checker._by, []
+
+    class Small:
+        def chunks(self, problem: Problem, block: Rectangle, seeds: Any, chunk: int) -> Any:
+            sizes.append(chunk)
+            if chunk > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return maker.chunks(problem, block, seeds, chunk)
+
+    monkeypatch.setattr(checker, "_by", Small())
+    assert checker.check(whole(problem), J).passed
+    assert sizes == [16, 8, 4]

@@ -113,6 +113,20 @@ def test_whole_points_are_a_model_of_their_own() -> None:
     assert model.peak_bytes(1280) == pytest.approx(measured, rel=0.02)
 
 
+@pytest.mark.parametrize("points", [2, 3, 5])
+def test_few_points_are_not_underestimated(points: int) -> None:
+    problem = Problem(network, (torch.randn(points, 128),), in_dims=0)
+    model = Estimator(problem, 1 << 30).model("vjp/repeat")
+    chunk = model.rounded(points * 128)
+    assert model.peak_bytes(chunk) >= 0.95 * allocated(problem, STRATEGIES["vjp/repeat"], 128, chunk)
+
+
+def test_a_point_that_does_not_fit_whole_has_chunks_of_its_own() -> None:
+    problem = Problem(network, (torch.randn(50, 128),), in_dims=0)
+    model = Estimator(problem, 1 << 30, whole_points_bytes=100_000).model("vjp/repeat")
+    assert (model.step, model.most) == (1, 128)
+
+
 def test_a_function_that_reads_values_is_measured_on_real_chunks() -> None:
     problem = Problem(lambda x: network(x) * x.sum().item(), (torch.randn(128),))
     model = Estimator(problem, 1 << 30).model("vjp/vmap")

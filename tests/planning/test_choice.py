@@ -55,6 +55,26 @@ def test_a_line_through_two_probes() -> None:
     assert [whole.rounded(c) for c in (4, 5, 14, 999)] == [0, 5, 10, 50]
 
 
+def test_one_probe_counts_in_proportion() -> None:
+    """Nothing says what is fixed: what is extrapolated must hold."""
+    only = Probe(chunk=4, peak_bytes=400, setup=Work(), work=Work(calls=8))
+    made = CostModel.through("vjp/repeat", 4, 12, only, only)
+    assert made.peak_bytes(12) == 1200
+    assert made.work(12) == Work(calls=24)
+
+
+def test_points_of_one_row_pay_no_setup_each() -> None:
+    gradients = shape_of(rows=1, columns=64, points=100_000)
+    timing = Timing(strategy="vjp/vmap", chunk=1024, setup_seconds=0.001, chunk_seconds=0.001)
+    chooser = Chooser(gradients, resources(), [model("vjp/vmap", most=100_000)], [timing])
+    assert chooser.at("vjp/vmap", 1024).seconds < 0.5
+
+
+def test_no_chunk_is_longer_work_than_a_block() -> None:
+    slow = model("vjp/vmap", product_work=Work(flops=80e9))
+    assert max(Chooser(shape_of(), resources(), [slow]).grid("vjp/vmap")) <= 30
+
+
 @given(st.integers(0, 200), st.integers(1, 4000), st.sampled_from(["host", "gpu"]), st.integers(1, 2000))
 def test_the_budget_is_kept(fixed_mib: int, product_kib: int, where: str, budget_mib: int) -> None:
     device = cpu(16 << 30) if where == "host" else H100

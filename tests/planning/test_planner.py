@@ -63,9 +63,16 @@ def test_strategies_that_do_not_work_or_fit_are_named_with_their_reason() -> Non
         assert rows[name].peak_bytes is not None
 
 
+def test_a_chunk_that_does_not_fit_is_named() -> None:
+    with pytest.raises(InputError, match=r"at least [\d,]+, which vjp/vmap takes in chunks of 4,000;"):
+        planned(budget=200 << 20, strategy="vjp/vmap", chunk=4000)
+
+
 def test_leaner_strategies_stand_by() -> None:
     assert planned(strategy="vjp/vmap").leaner == ("vjp/loop",)
     assert planned(strategy="vjp/loop").leaner == ()
+    wrong = facts(vjp_loop="its products differ from those of vjp/loop")
+    assert planned(wrong, strategy="vjp/vmap").leaner == (), "one that is wrong is no way out"
 
 
 def test_only_the_strategy_asked_for_is_considered() -> None:
