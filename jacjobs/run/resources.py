@@ -97,11 +97,12 @@ def _resources(
 
 
 def _free_bytes(path: Path) -> int | None:
-    """On the file system where `path` is, or will be."""
+    """On the file system where `path` is, or will be; None where that has no size (/proc, some networks)."""
     place = path.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     try:
-        return shutil.disk_usage(place).free
+        usage = shutil.disk_usage(place)
     except OSError:
         return None
+    return usage.free if usage.total else None
