@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
-from jacjobs.autodiff.estimate import Estimator
+from jacjobs.autodiff.estimate import Estimator, device_of
 from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.seeds import OneHot
@@ -154,7 +154,7 @@ def _largest_chunk(model: CostModel, budget: int) -> int:
 
 def _budget(memory: Any, problem: Problem) -> int:
     """`memory` in bytes."""
-    device = problem.leaves[problem.wanted[0]].device
+    device = device_of(problem)
     if isinstance(memory, str):
         found = parse_bytes(memory)
         if found is not None:

@@ -82,18 +82,18 @@ def _candidate_row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
     if candidate.chunk is None or candidate.peak_bytes is None or candidate.seconds is None:
         needed = size(candidate.peak_bytes) if candidate.peak_bytes is not None else ""
         return candidate.strategy, "", needed, "", candidate.reason or "not compared"
-    remark = "chosen" if candidate.strategy == chosen else ""
-    remark += (", " if remark else "") + "timed" if candidate.timed else ""
-    if not candidate.tried:
-        remark += (", " if remark else "") + "not tried: too large to run here"
-    if candidate.slow and candidate.reason:
-        remark += (", " if remark else "") + candidate.reason
+    remarks = [
+        "chosen" if candidate.strategy == chosen else None,
+        "timed" if candidate.timed else None,
+        None if candidate.tried else "not tried: too large to run here",
+        candidate.reason if candidate.slow else None,
+    ]
     return (
         candidate.strategy,
         f"{candidate.chunk:,}",
         size(candidate.peak_bytes),
         duration(candidate.seconds),
-        remark,
+        ", ".join(remark for remark in remarks if remark),
     )
 
 
@@ -102,9 +102,9 @@ def tradeoff(measured: Sequence[Reading], made: Plan) -> None:
     rows = []
     best = min(measured, key=lambda reading: reading.seconds)
     for reading in sorted(measured, key=lambda r: (r.strategy, r.chunk)):
-        remark = "fastest of these" if reading is best else ""
+        remarks = ["fastest of these"] if reading is best else []
         if (reading.strategy, reading.chunk) == (made.strategy, made.chunk):
-            remark += (", " if remark else "") + "chosen"
+            remarks.append("chosen")
         rows.append(
             (
                 reading.strategy,
@@ -113,7 +113,7 @@ def tradeoff(measured: Sequence[Reading], made: Plan) -> None:
                 size(reading.measured_bytes),
                 size(reading.predicted_bytes),
                 duration(reading.seconds),
-                remark,
+                ", ".join(remarks),
             )
         )
     _print_table(("strategy", "chunk", "a second", "memory", "predicted", "all of J", ""), rows)

@@ -95,7 +95,7 @@ class Chooser:
         """The strategy at its best chunk: timed ones if there are any; None if nothing fits the budget."""
         model = self.models[strategy]
         if self._asked is not None:
-            chunk = model.rounded(self._asked) or self._asked  # fewer than a point's products are asked for
+            chunk = self.least(model).chunk
             return self.at(strategy, chunk) if self.fits(model, chunk) else None
         chunks = [c for name, c in self._timings if name == strategy and self.fits(model, c)]
         estimates = [self.at(strategy, chunk) for chunk in chunks or self.grid(strategy)]
@@ -129,7 +129,9 @@ class Chooser:
 
     def least(self, model: CostModel) -> Need:
         """What the strategy cannot do with less than: its smallest chunk, or the one asked for."""
-        chunk = model.step if self._asked is None else model.rounded(self._asked) or self._asked
+        chunk = model.step
+        if self._asked is not None:
+            chunk = model.rounded(self._asked) or self._asked  # fewer than a point's products are asked for
         return Need(chunk, self.needed_bytes(model, chunk))
 
     def _sensible(self, model: CostModel, chunk: int) -> bool:
@@ -174,14 +176,13 @@ class Chooser:
         """All of J by this strategy in chunks of this size."""
         model = self.models[strategy]
         timing = measured or self._timings.get((strategy, chunk)) or self.predicted(model, chunk)
-        total = self._shape.points * self._products(model)
         product_seconds = timing.chunk_seconds / chunk
         tiling = self.tiling(model, chunk, product_seconds)
         products = self._products(model)
         setups = 0  # of whole points, the graph belongs to the chunk
         if model.step == 1 and products > 1:
             setups = self._shape.points * _ceil(products, _length(tiling, model))
-        compute = total * product_seconds + setups * timing.setup_seconds
+        compute = self._shape.points * products * product_seconds + setups * timing.setup_seconds
         return Estimate(
             strategy=strategy,
             chunk=chunk,

@@ -11,7 +11,7 @@ import torch
 from jacjobs.autodiff.block import is_out_of_memory
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.estimate import allocated
-from jacjobs.planning.choice import Chooser, Estimate, Timing
+from jacjobs.planning.choice import Chooser, Timing
 from jacjobs.problem import Problem
 from jacjobs.run.tuner import time_one
 
@@ -88,7 +88,6 @@ def _reading(problem: Problem, chooser: Chooser, timing: Timing) -> Reading:
     maker, model = STRATEGIES[timing.strategy], chooser.models[timing.strategy]
     shape = problem.shape
     rate = timing.chunk / timing.chunk_seconds
-    estimate: Estimate = chooser.at(timing.strategy, timing.chunk, timing)
     return Reading(
         strategy=timing.strategy,
         makes=maker.makes,
@@ -97,5 +96,5 @@ def _reading(problem: Problem, chooser: Chooser, timing: Timing) -> Reading:
         entries_a_second=rate * (shape.columns if maker.makes == "rows" else shape.rows),
         measured_bytes=allocated(problem, maker, model.step, timing.chunk),
         predicted_bytes=model.peak_bytes(timing.chunk),
-        seconds=estimate.seconds,
+        seconds=chooser.at(timing.strategy, timing.chunk, timing).seconds,
     )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block, is_out_of_memory
 from jacjobs.autodiff.check import Checker
+from jacjobs.autodiff.estimate import device_of
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.meter import worker_peak
 from jacjobs.errors import CheckError, DeviceMemoryError, JacjobsError, NonFiniteError
@@ -60,7 +61,7 @@ class Worker:
         rectangle = self._plan.tiling.block(*block)
         self._pace.retreats.clear()
         try:
-            with worker_peak(self._problem.leaves[self._problem.wanted[0]].device) as peak:
+            with worker_peak(device_of(self._problem)) as peak:
                 values = compute_block(self._problem, self._pace, rectangle)
                 values, findings = self._checked(rectangle, values)
         except JacjobsError:
