@@ -36,7 +36,7 @@ from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 
 INLINE, LOCAL = "inline", "local"
-THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "row_group_rows"}
+THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "stripe", "group_records"}
 """Of a plan: what decides what is written."""
 
 
@@ -64,8 +64,8 @@ def plan(problem: Problem, *, device: str | None = None, **options: Any) -> Plan
     """The plan for `problem`, made without starting or writing anything.
 
     device:   plan for GPUs of this name ("H100 80GB"), whether there is one here or not.
-    options:  strategy, chunk, memory, dtype, nonfinite, compression, workers, cpus_per_worker, …: the keys of
-              the job file's sections compute, output and cluster.
+    options:  strategy, chunk, memory, dtype, nonfinite, layout, compression, workers, cpus_per_worker, …: the
+              keys of the job file's sections compute, output and cluster; `output_dtype` is output.dtype.
 
     Raises InputError for options that do not fit, or where memory or disk do not suffice; FunctionError where
     the function raises.
@@ -113,7 +113,7 @@ def submit_job(job: Job) -> Run:
             _check_plan(folder, record)
             return _begin(job, folder, _renewed(record, job.compute))
         if not job.output.overwrite:
-            raise RunDiffersError.checklist(str(folder.path), differences)
+            raise RunDiffersError.checklist(folder.uri, differences)
     return _begin(job, folder, _draft(job))
 
 
@@ -128,21 +128,21 @@ def resume(path: str | Path, *, address: str | None = None) -> Run:
     record = folder.record()
     if record.job is None:
         raise InputError.about(
-            str(folder.path),
+            folder.uri,
             got="a run submitted from Python",
             expected="one submitted from a job file",
             do="call jacjobs.submit(problem, path) again with the same problem",
         )
     content = dict(record.job["spec"])
-    content["output"] = {**content["output"], "path": str(folder.path), "overwrite": False}
+    content["output"] = {**content["output"], "path": folder.uri, "overwrite": False}
     if address is not None:
         content["cluster"] = {**content["cluster"], "address": address}
-    spec = parse_job(content, str(folder.path))
+    spec = parse_job(content, folder.uri)
     return submit_job(job_from_spec(spec, Path(record.job["folder"])))
 
 
 def open(path: str | Path) -> JacobianDataset:
-    """The dataset at `path`; see `JacobianDataset`."""
+    """The dataset at `path`, a folder or a URI; see `JacobianDataset`."""
     return open_run(path)
 
 
@@ -162,8 +162,8 @@ class _InlineRun:
         plan = Plan.model_validate(record.plan)
         self._coordinator = Coordinator(
             record,
-            str(folder.path),
-            lambda: InlineExecutor(job.problem, plan, folder.path, part_metadata(record)),
+            folder.uri,
+            lambda: InlineExecutor(job.problem, plan, folder.uri, part_metadata(record)),
             workers=1,
         )
         self.result = self._coordinator.run
@@ -175,7 +175,7 @@ class Run:
     """A run that was submitted: watch it, wait for it, stop it."""
 
     def __init__(
-        self, path: Path, record: RunRecord, session: AbstractContextManager[None], running: _Running
+        self, path: str, record: RunRecord, session: AbstractContextManager[None], running: _Running
     ) -> None:
         self.path = path
         self.plan = Plan.model_validate(record.plan)
@@ -229,7 +229,7 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
     if address == INLINE:
         tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
         record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
-        return Run(folder.path, record, nullcontext(), _InlineRun(job, folder, record))
+        return Run(folder.uri, record, nullcontext(), _InlineRun(job, folder, record))
 
     from jacjobs.run.cluster import (  # the one place that needs Ray
         Payload,
@@ -252,7 +252,7 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
                     what = replace(what, resources=remote.resources(job.compute.memory, job.output.path))
                     check_budget(what.resources)
                 record = _created(job, folder, what, remote.tune)
-        return Run(folder.path, record, connection, RayRun(record, str(folder.path), payload, placement))
+        return Run(folder.uri, record, connection, RayRun(record, folder.uri, payload, placement))
     except BaseException:
         connection.__exit__(None, None, None)
         raise
@@ -308,7 +308,8 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
         resources = resources_here(job.cluster, memory, path)
     else:
         resources = resources_named(device, job.cluster, memory, path)
-    return _Draft(job, survey(job.problem, job.compute.strategy, resources), resources)
+    sample = job.output.compression == "auto"
+    return _Draft(job, survey(job.problem, job.compute.strategy, resources, sample=sample), resources)
 
 
 def _created(
@@ -333,6 +334,9 @@ def _job_from_options(problem: Problem, path: str, options: dict[str, Any]) -> J
         ClusterOptions: {},
     }
     for key, value in options.items():
+        if key == "output_dtype":
+            sections[OutputOptions]["dtype"] = value
+            continue
         owner = next((section for section in sections if key in section.model_fields), None)
         if owner is None or key == "path":
             known = sorted(k for section in sections for k in section.model_fields if k != "path")
@@ -347,7 +351,7 @@ def _job_from_options(problem: Problem, path: str, options: dict[str, Any]) -> J
         raise InputError.about(
             f"option {first['loc'][0]}", got=repr(first["input"]), expected=first["msg"]
         ) from None
-    return _job(problem, Path(path).name, output, compute, cluster)
+    return _job(problem, path.rstrip("/").rpartition("/")[2], output, compute, cluster)
 
 
 def _job(
@@ -375,6 +379,7 @@ def _result_options(job: Job) -> dict[str, Any]:
         "dtype": job.compute.dtype,
         "seed": job.compute.seed,
         "layout": job.output.layout,
+        "output.dtype": job.output.dtype,
         "compression": job.output.compression,
         "cpus_per_worker": job.cluster.cpus_per_worker,
     }
@@ -398,7 +403,7 @@ def _check_plan(folder: RunFolder, record: RunRecord) -> None:
     except ValidationError as error:
         missing, version = error.errors()[0]["loc"][0], record.versions.get("jacjobs")
         raise InputError.about(
-            str(folder.path),
+            folder.uri,
             got=f"a run of jacjobs {version}, whose plan has no {missing}",
             expected="one of this version",
             do="finish it with that version, or --set output.overwrite=true to begin again",
@@ -429,7 +434,9 @@ def _new_record(job: Job, plan: Plan) -> RunRecord:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("jacjobs", "torch", "pyarrow", "ray")},
         },
-        shape=job.problem.shape,
+        shape=plan.shape,
+        layout=plan.layout,
+        stripe=plan.stripe,
         fingerprint=marks,
         options=options,
         plan=plan.model_dump(mode="json"),

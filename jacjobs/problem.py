@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import traceback
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacjobs.errors import FunctionError, InputError
 from jacjobs.functions import GradientOf, OfParameters
-from jacjobs.shape import JacobianShape, segments_of
+from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
 
 InDims = int | None | Sequence[Any]
 
@@ -64,6 +66,7 @@ class Problem:
             )
         self.fn = fn
         self.argnums = _checked_argnums(argnums, len(args))
+        self._one_argnum = isinstance(argnums, int)
         self.batched = batched
         self.in_dims = in_dims
         self.seed = seed
@@ -144,6 +147,17 @@ class Problem:
                     for name, index in zip(self._input_names, self.wanted, strict=True)
                 ]
             ),
+            origin=str(dtype).removeprefix("torch."),
+            structure=self._structure(),
+        )
+
+    def _structure(self) -> Structure:
+        numbers = itertools.count()
+        inputs = [_tree(self.argument_specs[number], numbers) for number in self.argnums]
+        return Structure(
+            outputs=_tree(self.output_spec, itertools.count()),
+            inputs=inputs[0] if self._one_argnum else {"tuple": inputs},
+            has_points=any(self.carried),
         )
 
     @property
@@ -496,6 +510,17 @@ def _key_name(key: Any) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
+
+
+def _tree(spec: pytree.TreeSpec, numbers: Iterator[int]) -> Tree:
+    """The structure as JSON; leaves are numbered as they come."""
+    if spec.is_leaf():
+        return next(numbers)
+    children = [_tree(child, numbers) for child in spec.children()]
+    if spec.type in (dict, OrderedDict, defaultdict):
+        keys = spec.context if spec.type is not defaultdict else spec.context[1]
+        return {"dict": children, "keys": [key if isinstance(key, int | str) else str(key) for key in keys]}
+    return {"list" if spec.type is list else "tuple": children}
 
 
 def _check_outputs(named: list[tuple[str, Any]]) -> None:

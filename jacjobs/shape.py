@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 # The dtypes that a dataset can hold, and their width. bfloat16 has no Parquet type: it is computed as
 # bfloat16 and stored as float32, which holds each of its values exactly.
 ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
+
+
+Layout = Literal["rows", "columns"]
+"""What a record of a dataset holds: (a stripe of) a row of J, or of a column."""
+Compression = Literal["none", "zstd", "lz4"]
 
 
 class Rectangle(NamedTuple):
@@ -43,11 +48,54 @@ class Rectangle(NamedTuple):
     def entries(self) -> int:
         return self.points * self.rows * self.columns
 
+    def box(self, layout: Layout) -> Box:
+        """The same entries, as lines of a dataset with this layout."""
+        return Box(*self) if layout == "rows" else Box(*self[0:2], *self[4:6], *self[2:4])
+
     def __str__(self) -> str:
         return (
             f"points {self.point_start}:{self.point_stop}, rows {self.row_start}:{self.row_stop}, "
             f"columns {self.column_start}:{self.column_stop}"
         )
+
+
+class Box(NamedTuple):
+    """Points × lines × positions along the line, half-open: a rectangle as a dataset's layout sees it.
+
+    A line is what a record holds (a stripe of): a row of J in layout `rows`, a column in layout `columns`.
+    """
+
+    point_start: int
+    point_stop: int
+    line_start: int
+    line_stop: int
+    start: int
+    stop: int
+
+    @property
+    def points(self) -> int:
+        return self.point_stop - self.point_start
+
+    @property
+    def lines(self) -> int:
+        return self.line_stop - self.line_start
+
+    @property
+    def width(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """(points, lines, width): the shape of its entries."""
+        return self.points, self.lines, self.width
+
+    @property
+    def entries(self) -> int:
+        return self.points * self.lines * self.width
+
+    def rectangle(self, layout: Layout) -> Rectangle:
+        """The same entries, as rows and columns of J."""
+        return Rectangle(*self) if layout == "rows" else Rectangle(*self[0:2], *self[4:6], *self[2:4])
 
 
 class Segment(BaseModel):
@@ -75,8 +123,29 @@ def segments_of(named_shapes: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Se
     return tuple(segments)
 
 
+Tree = int | dict[str, Any]
+"""The structure of a pytree, as JSON: a leaf is its number; `{"list": […]}`, `{"tuple": […]}` and
+`{"dict": […], "keys": […]}` hold others. A node of another type stands as a tuple of its children."""
+
+
+class Structure(BaseModel):
+    """What `torch.func.jacrev` would return: outputs outside, inputs inside; leaves are segments, by number.
+
+    has_points: whether each leaf has the leading axis of points that `in_dims` adds.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    outputs: Tree
+    inputs: Tree
+    has_points: bool
+
+
 class JacobianShape(BaseModel):
-    """J is `points` matrices of `rows` × `columns`, stored as `dtype`."""
+    """J is `points` matrices of `rows` × `columns`, stored as `dtype`.
+
+    origin: the dtype that it was computed in.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,6 +155,12 @@ class JacobianShape(BaseModel):
     dtype: str
     outputs: tuple[Segment, ...]
     inputs: tuple[Segment, ...]
+    origin: str = ""
+    structure: Structure | None = None
+
+    def lines(self, layout: Layout) -> tuple[int, int]:
+        """How many lines a matrix has in this layout, and the length of each."""
+        return (self.rows, self.columns) if layout == "rows" else (self.columns, self.rows)
 
     @property
     def item_bytes(self) -> int:

@@ -59,15 +59,18 @@ class Pace:
         )
 
 
-def compute_block(problem: Problem, pace: Pace, block: Rectangle) -> NDArray[np.generic]:
-    """Entries of `block`: shape (points, rows, columns), in the dtype that J is stored as.
+def compute_block(
+    problem: Problem, pace: Pace, block: Rectangle, dtype: str | None = None
+) -> NDArray[np.generic]:
+    """Entries of `block`: shape (points, rows, columns), in the dtype that J is stored as, or `dtype`.
 
-    A block of a strategy that makes rows has all columns, one of a strategy that makes columns all rows.
+    Products lie in one piece each: where they are columns, the array is a transposed view. A block of a
+    strategy that makes rows has all columns, one of a strategy that makes columns all rows.
     `pace` is changed where memory runs out: only the chunk that failed is made again.
     Raises what the user's function raises, and ProductTooLargeError.
     """
     by_rows = STRATEGIES[pace.strategy].makes == "rows"
-    host = _buffer(problem, block, by_rows=by_rows)
+    host = _buffer(problem, block, by_rows=by_rows, dtype=dtype)
     left = [block]
     while left:
         maker, rectangle = STRATEGIES[pace.strategy], left.pop(0)
@@ -88,7 +91,7 @@ def compute_block(problem: Problem, pace: Pace, block: Rectangle) -> NDArray[np.
                 torch.cuda.empty_cache()
     if _on_cuda(problem):
         torch.cuda.synchronize()
-    return host.numpy() if by_rows else host.transpose(1, 2).contiguous().numpy()
+    return host.numpy() if by_rows else host.transpose(1, 2).numpy()
 
 
 def time_chunks(
@@ -128,12 +131,12 @@ _ALLOCATORS_WORDS = (
 )
 
 
-def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool) -> torch.Tensor:
+def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool, dtype: str | None = None) -> torch.Tensor:
     """(points, products, what one product holds): a product lies in one piece, so a chunk is one copy."""
     shape = problem.shape
     lengths = (block.rows, shape.columns) if by_rows else (block.columns, shape.rows)
-    dtype = getattr(torch, shape.dtype)
-    return torch.empty((block.points, *lengths), dtype=dtype, pin_memory=_on_cuda(problem))
+    stored = getattr(torch, dtype or shape.dtype)
+    return torch.empty((block.points, *lengths), dtype=stored, pin_memory=_on_cuda(problem))
 
 
 def _filled(

@@ -60,8 +60,19 @@ class Finding(NamedTuple):
 class Checker:
     """Checks blocks of one problem; remembers the product of the point it saw last."""
 
-    def __init__(self, problem: Problem, makes: str, by: str, chunk: int, *, every_point: bool) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        makes: str,
+        by: str,
+        chunk: int,
+        *,
+        every_point: bool,
+        stored: str | None = None,
+    ) -> None:
         """`makes` says what the products of the blocks are, `by` is the strategy that checks them.
+
+        `stored` is the dtype of the blocks, if they were rounded to it.
 
         At most `chunk` points are checked at once, which is no more work than a chunk of the block is.
         """
@@ -70,6 +81,8 @@ class Checker:
         self._by = STRATEGIES[by]
         self._chunk = chunk
         self._every_point = every_point
+        rounded = getattr(torch, stored or problem.shape.dtype)
+        self._precision = max(problem.precision, rounded, key=lambda dtype: torch.finfo(dtype).eps)
         self._remembered: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         size = problem.shape.columns if self._by_rows else problem.shape.rows
         self._vector = np.asarray(self._seed(Gaussian(size, KEY)), dtype=np.float64)
@@ -111,7 +124,7 @@ class Checker:
         if not finite.any():
             return 0.0, True
         norms, residuals = norms[finite], residuals[finite]
-        precision = self._problem.precision
+        precision = self._precision
         floor = 64 * torch.finfo(precision).eps * max(norms.max(), 1e-300)
         allowed = tolerance(precision) * norms + floor
         return float((residuals / (norms + floor)).max()), bool((residuals <= allowed).all())

@@ -131,7 +131,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def plan_line(made: Plan, path: Path) -> None:
+def plan_line(made: Plan, path: str) -> None:
     tiling = made.tiling
     note(
         f"J is {made.shape}, {size(made.shape.total_bytes)}: {made.strategy}, chunks of {made.chunk:,}, "
@@ -139,7 +139,7 @@ def plan_line(made: Plan, path: Path) -> None:
     )
 
 
-def finished(path: Path, manifest: Manifest) -> None:
+def finished(path: str, manifest: Manifest) -> None:
     written = sum(part.bytes for part in manifest.parts)
     note(
         f"complete: {count(len(manifest.parts), 'part')}, {size(written)} in {path} "

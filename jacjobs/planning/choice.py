@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from jacjobs.cost import CostModel
 from jacjobs.planning.devices import Device
-from jacjobs.planning.geometry import BLOCK_BYTES, BLOCK_SECONDS, Tiling, tile
-from jacjobs.shape import JacobianShape
+from jacjobs.planning.geometry import BLOCK_BYTES, BLOCK_SECONDS, Tiling, is_crossed, tile
+from jacjobs.shape import Compression, JacobianShape, Layout
 
 CLOSE = 1.03
 """A smaller chunk is taken if it is at most so much slower than the best."""
@@ -20,9 +20,7 @@ chunk.
 """
 WRITE_BYTES_PER_SECOND = {"none": 500e6, "zstd": 300e6, "lz4": 300e6}
 TRANSPOSE_BYTES_PER_SECOND = 1.0e9
-SCRATCH_BYTES_PER_SECOND = 300e6
-IN_MEMORY_BYTES = 256 << 20
-"""A part whose blocks split its rows is put together in memory up to this size, else in a scratch file."""
+SPILL_BYTES_PER_SECOND = 300e6
 
 
 class _Frozen(BaseModel):
@@ -80,10 +78,12 @@ class Chooser:
         resources: Resources,
         models: Iterable[CostModel],
         timings: Sequence[Timing] = (),
-        compression: Literal["none", "zstd", "lz4"] = "none",
+        compression: Compression = "none",
         chunk: int | None = None,
+        layout: Layout = "rows",
     ) -> None:
         """`models` in order of preference; `chunk` is asked for by hand, and taken if it fits."""
+        self.layout: Layout = layout
         self.models = {model.strategy: model for model in models}
         self._shape = shape
         self._resources = resources
@@ -145,12 +145,14 @@ class Chooser:
         return chunk == model.step or (short and chunk * product_bytes <= BLOCK_BYTES)
 
     def needed_bytes(self, model: CostModel, chunk: int) -> int:
-        """What a worker takes at this chunk: products, and on a host the block with its transposed copy."""
+        """What a worker takes at this chunk: products, and on a host the block, with its transposed copy
+        where products cross the lines of the layout.
+        """
         device, peak = self._resources.device, model.peak_bytes(chunk)
         needed = peak + min(peak, device.kept_bytes) + device.process_bytes
         if device.host:
             block = self.tiling(model, chunk).block(0, 0)
-            copies = 1 if is_by_rows(model.strategy) else 2
+            copies = 2 if self._crosses(model) else 1
             needed += block.entries * self._shape.item_bytes * copies
         return needed
 
@@ -162,6 +164,7 @@ class Chooser:
             self._shape,
             chunk,
             by_columns=not is_by_rows(model.strategy),
+            layout=self.layout,
             product_seconds=product_seconds,
             block_bytes=block_bytes,
         )
@@ -187,13 +190,15 @@ class Chooser:
             strategy=strategy,
             chunk=chunk,
             peak_bytes=self.needed_bytes(model, chunk),
-            seconds=self._wall_seconds(model, compute),
+            seconds=self._wall_seconds(model, tiling, compute),
             product_seconds=product_seconds,
             timed=(strategy, chunk) in self._timings,
         )
 
     def predicted(self, model: CostModel, chunk: int) -> Timing:
         device, dtype = self._resources.device, self._shape.dtype
+        if self._shape.origin in device.flops:
+            dtype = self._shape.origin
         peak = model.peak_bytes(chunk)
         return Timing(
             strategy=model.strategy,
@@ -202,18 +207,19 @@ class Chooser:
             chunk_seconds=device.chunk_seconds + device.seconds(model.work(chunk), dtype, peak),
         )
 
-    def _wall_seconds(self, model: CostModel, compute: float) -> float:
+    def _wall_seconds(self, model: CostModel, tiling: Tiling, compute: float) -> float:
         """Writing shares the cores of a host with computing, and goes beside it on other devices."""
         io = self._shape.total_bytes / WRITE_BYTES_PER_SECOND[self._compression]
-        if not is_by_rows(model.strategy):
-            in_memory = self._shape.matrix_bytes <= IN_MEMORY_BYTES
-            io += self._shape.total_bytes / (
-                TRANSPOSE_BYTES_PER_SECOND if in_memory else SCRATCH_BYTES_PER_SECOND
-            )
+        if self._crosses(model):
+            rate = SPILL_BYTES_PER_SECOND if tiling.spills else TRANSPOSE_BYTES_PER_SECOND
+            io += self._shape.total_bytes / rate
         workers = self._resources.workers
         if self._resources.device.host:
             return (compute + io) / workers
         return max(compute / workers, io / 2)
+
+    def _crosses(self, model: CostModel) -> bool:
+        return is_crossed(self.layout, by_columns=not is_by_rows(model.strategy))
 
     def _products(self, model: CostModel) -> int:
         return self._shape.rows if is_by_rows(model.strategy) else self._shape.columns

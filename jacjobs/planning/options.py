@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jacjobs.shape import Compression, Layout
+
 Count = Annotated[int, Field(ge=1, strict=True)]
 Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)$")]
 StrategyName = Literal[
@@ -52,14 +54,18 @@ class ComputeOptions(_Options):
 class OutputOptions(_Options):
     """Where the dataset goes and how it is written.
 
-    layout:       rows: a record holds one row of J.
-    compression:  none (fastest), zstd (with BYTE_STREAM_SPLIT, level 1) or lz4.
+    path:         a folder, or the URI of one in an object store (s3://bucket/…, gs://bucket/…).
+    layout:       what a record holds: a row of J (the default, whatever the mode), or a column.
+    compression:  none (fastest), zstd or lz4 (both with BYTE_STREAM_SPLIT, zstd at level 1), or auto: zstd if
+                  it saves a fifth of a sample of J, else none.
+    dtype:        what J is stored as; null: as it is computed (bfloat16 as float32, which holds it exactly).
     overwrite:    replace a run of another job at the same path, instead of refusing.
     """
 
     path: Annotated[str, Field(min_length=1)]
-    layout: Literal["rows"] = "rows"
-    compression: Literal["none", "zstd", "lz4"] = "none"
+    layout: Layout = "rows"
+    compression: Literal["auto", Compression] = "auto"
+    dtype: Literal["float16", "float32", "float64"] | None = None
     overwrite: Annotated[bool, Field(strict=True)] = False
 
 

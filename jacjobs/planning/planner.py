@@ -11,16 +11,17 @@ from pydantic import BaseModel, ConfigDict
 
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
-from jacjobs.planning.choice import IN_MEMORY_BYTES, Chooser, Estimate, Resources, Timing, is_by_rows
-from jacjobs.planning.geometry import MIB, Tiling
+from jacjobs.planning.choice import Chooser, Estimate, Resources, Timing, is_by_rows
+from jacjobs.planning.geometry import Tiling, records_in_a_group, stripe_of
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
-from jacjobs.shape import JacobianShape
+from jacjobs.shape import Compression, JacobianShape, Layout
 
-ROW_GROUP_BYTES = 32 * MIB
 RECORD_BYTES = 8
 """What a record takes beside its values, at most: its three indices compress to almost nothing, but not to
 nothing.
 """
+WORTH_COMPRESSING = 0.2
+"""Compression is chosen where it saves so much of the bytes: it halves the speed of writing and reading."""
 BEST_COMPRESSION = 10
 """A compressed dataset is refused for lack of disk only if it would not fit even so much smaller."""
 
@@ -55,7 +56,9 @@ class Plan(BaseModel):
     check_all:       whether every point is checked, not a sample.
     check_points:    how many points are checked at once, at most.
     threads:         torch's threads in each worker: how a sum is split shows in its last bits.
-    row_group_rows:  records in each Parquet row group.
+    layout:          what a record holds: a row or a column.
+    stripe:          how many entries of it, where it is too long for one record.
+    group_records:   records in each Parquet row group.
     leaner:          strategies for a device on which one product of `strategy` does not fit after all.
     resources:       what the plan was made for.
     peak_bytes, seconds, disk_bytes:  predicted: for one worker, for all of J, for the dataset.
@@ -75,8 +78,10 @@ class Plan(BaseModel):
     check_points: int
     threads: int
     nonfinite: Literal["error", "warn", "allow"]
-    compression: Literal["none", "zstd", "lz4"]
-    row_group_rows: int
+    layout: Layout
+    compression: Compression
+    stripe: int | None
+    group_records: int
     leaner: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
     resources: Resources
@@ -97,6 +102,7 @@ class Facts(BaseModel):
 
     verdicts:  a candidate for each strategy, with the reason if it is none.
     models:    of those that run.
+    saving:    the part of its bytes that compression saves on a sample of J; None if nobody looked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,6 +110,11 @@ class Facts(BaseModel):
     shape: JacobianShape
     verdicts: tuple[Candidate, ...]
     models: tuple[CostModel, ...]
+    saving: float | None = None
+
+    def stored(self, output: OutputOptions) -> JacobianShape:
+        """The shape, as it is stored."""
+        return self.shape.model_copy(update={"dtype": output.dtype or self.shape.dtype})
 
 
 def make_plan(
@@ -119,7 +130,7 @@ def make_plan(
 
     Raises InputError where no strategy fits the memory, or the dataset not the disk.
     """
-    shape = facts.shape
+    shape = facts.stored(output)
     chooser = chooser_for(facts, compute, output, resources, timings)
     ranked = chooser.ranked()
     if not ranked:
@@ -128,7 +139,7 @@ def make_plan(
     model = chooser.models[best.strategy]
     tiling = chooser.tiling(model, best.chunk, best.product_seconds)
     disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
-    _check_disk(disk_bytes + scratch_bytes, resources, output)
+    _check_disk(disk_bytes + scratch_bytes, resources, output.path, _compression(facts, output))
     checker = None
     if compute.check != "off":
         checker = next((m for n in checkers(best.strategy) if (m := _model(facts, n)) is not None), None)
@@ -143,8 +154,10 @@ def make_plan(
         check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
         threads=cluster.cpus_per_worker,
         nonfinite=compute.nonfinite,
-        compression=output.compression,
-        row_group_rows=max(1, ROW_GROUP_BYTES // shape.row_bytes),
+        layout=output.layout,
+        compression=_compression(facts, output),
+        stripe=stripe_of(tiling.length, shape.item_bytes),
+        group_records=records_in_a_group(tiling.length, shape.item_bytes),
         leaner=_leaner(best, facts),
         candidates=_candidates(facts, compute.strategy, chooser, {e.strategy: e for e in ranked}),
         resources=resources,
@@ -171,13 +184,20 @@ def chooser_for(
         if (asked == "auto" and v.reason is None) or (asked == v.strategy and (v.reason is None or v.slow))
     }
     return Chooser(
-        facts.shape,
+        facts.stored(output),
         resources,
         [model for model in facts.models if model.strategy in allowed],
         timings,
-        output.compression,
+        _compression(facts, output),
         None if compute.chunk == "auto" else compute.chunk,
+        output.layout,
     )
+
+
+def _compression(facts: Facts, output: OutputOptions) -> Compression:
+    if output.compression != "auto":
+        return output.compression
+    return "zstd" if (facts.saving or 0.0) >= WORTH_COMPRESSING else "none"
 
 
 def _candidates(
@@ -228,18 +248,18 @@ def _too_large(chooser: Chooser, resources: Resources) -> InputError:
 
 def _disk(shape: JacobianShape, tiling: Tiling, workers: int) -> tuple[int, int]:
     """Bytes of the dataset uncompressed, and of the scratch files beside it."""
-    dataset = shape.total_bytes + shape.points * shape.rows * RECORD_BYTES
-    part = tiling.part(0).entries * shape.item_bytes
-    scratch = part * workers if tiling.splits_rows and part > IN_MEMORY_BYTES else 0
-    return dataset, scratch
+    stripes = -(-tiling.length // (stripe_of(tiling.length, shape.item_bytes) or tiling.length))
+    dataset = shape.total_bytes + shape.points * tiling.lines * stripes * RECORD_BYTES
+    spilled = shape.matrix_bytes * tiling.points_at_once(workers) if tiling.spills else 0
+    return dataset, spilled
 
 
-def _check_disk(needed_bytes: int, resources: Resources, output: OutputOptions) -> None:
+def _check_disk(needed_bytes: int, resources: Resources, path: str, compression: Compression) -> None:
     free = resources.disk_free_bytes
-    least = needed_bytes if output.compression == "none" else needed_bytes // BEST_COMPRESSION
+    least = needed_bytes if compression == "none" else needed_bytes // BEST_COMPRESSION
     if free is not None and least > free:
         raise InputError.about(
-            f"disk space at {output.path}",
+            f"disk space at {path}",
             got=f"{free:,} bytes free",
             expected=f"{least:,} for the dataset",
             do="choose another output.path, or compute a part of it",

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 import threading
-import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.planning.choice import IN_MEMORY_BYTES
+from jacjobs.planning.geometry import MIB
 from jacjobs.planning.planner import Plan
 from jacjobs.run.ledger import BlockId
-from jacjobs.shape import Rectangle
-from jacjobs.store.commit import storing
+from jacjobs.shape import Box, Rectangle
 from jacjobs.store.folder import RunFolder
-from jacjobs.store.writer import PartRecord, PartWriter
+from jacjobs.store.spill import SpilledBlock, SpillWriter, gather, spill_name
+from jacjobs.store.writer import PartFormat, PartRecord, PartWriter
+
+TRANSPOSE_BYTES = 64 * MIB
+"""What a part that is read from spills takes in memory: it is written so much at a time."""
 
 
 @dataclass
-class _Part:
-    """A part on its way. Whole rows are written as they come; split ones wait in `matrix` for the rest."""
+class _Bundle:
+    """A file on its way. Whole lines are written as they come; pieces of lines wait in `matrix`."""
 
-    writer: PartWriter
+    writer: PartWriter | SpillWriter
     matrix: NDArray[Any] | None
     lock: threading.RLock = field(default_factory=threading.RLock)
     next: int = 0
@@ -33,119 +36,177 @@ class _Part:
 
 
 class Assembler:
-    """Blocks of a part are written in the order of their records, in whatever order they come."""
+    """Blocks of a bundle are written in order, in whatever order they come."""
 
     def __init__(self, path: str | Path, plan: Plan, metadata: dict[str, str]) -> None:
-        self._folder = RunFolder(path)
+        self._place = RunFolder(path).place
         self._plan = plan
-        self._metadata = metadata
-        self._parts: dict[int, _Part] = {}
+        self._tiling = plan.tiling
+        self._form = part_format(plan, metadata)
+        self._bundles: dict[int, _Bundle] = {}
         self._lock = threading.Lock()
 
-    def absorb(self, block: BlockId, values: NDArray[np.generic]) -> PartRecord | None:
-        """Take a block in. With the last block of its part, the part is committed and its record returned.
+    def absorb(self, block: BlockId, values: NDArray[np.generic]) -> PartRecord | Literal["spill"] | None:
+        """Take a block in: entries of shape (points, lines, width), as `Worker.compute` gives them.
 
-        Returns when `values` is needed no more. Raises StoreError where the part cannot be written.
+        With the last block of a bundle its file is committed; returns the part's record, or "spill".
+        Returns when `values` is needed no more. Raises StoreError where the file cannot be written.
         """
-        part = self._part(block.part)
-        with part.lock:
+        bundle = self._bundle(block.bundle)
+        with bundle.lock:
             try:
-                if part.matrix is not None:
-                    self._place(block, part, part.matrix, values)
-                elif block.position == part.next:
-                    self._write(block, part, values)
+                if bundle.matrix is not None:
+                    self._place_in(block, bundle, bundle.matrix, values)
+                elif block.position == bundle.next:
+                    self._write(block, bundle, values)
                 else:
                     # A copy: the caller's memory (the object store's) must not be held for an unknown time.
-                    part.early[block.position] = np.array(values)
-                if part.next < self._plan.tiling.blocks_in(block.part):
+                    bundle.early[block.position] = np.array(values)
+                if bundle.next < self._tiling.blocks_in(block.bundle):
                     return None
-                if part.matrix is not None:
-                    self._write_out(self._plan.tiling.part(block.part), part.writer, part.matrix)
-                record = part.writer.commit()
+                if bundle.matrix is not None:
+                    # A row group at a time, so that writing needs no second matrix.
+                    for piece in _pieces(self._box(self._tiling.bundle(block.bundle)), self._group_lines):
+                        bundle.writer.add(piece, self._cut(bundle.matrix, piece, block.bundle))
+                record = bundle.writer.commit()
             except BaseException:
-                self.abandon(block.part)
+                self.abandon(block.bundle)
                 raise
-            self._forget(block.part)
-            return record
+            self._forget(block.bundle)
+            return record or "spill"
 
-    def abandon(self, part: int) -> None:
-        """Give a part up and remove what was written of it."""
-        open_part = self._forget(part)
-        if open_part is not None:
-            with open_part.lock:
-                open_part.writer.discard()
+    def transpose(self, part: int) -> PartRecord:
+        """Read a part from the spills of its matrix, and commit it.
+
+        Raises StoreError where a spill cannot be read, or the part not written.
+        """
+        whole = self._box(self._tiling.part(part))
+        sources = list(self._spilled_blocks(whole.point_start))
+        item_bytes = self._plan.shape.item_bytes
+        lines = TRANSPOSE_BYTES // (whole.width * item_bytes)
+        width = whole.width if lines else TRANSPOSE_BYTES // item_bytes
+        if not lines and self._plan.stripe is not None:
+            width = max(1, width // self._plan.stripe) * self._plan.stripe
+        writer = PartWriter(self._place, self._tiling.part(part), self._form)
+        try:
+            for piece in _pieces(whole, max(1, lines), width):
+                writer.add(piece, gather(self._place, sources, piece, self._plan.shape.dtype))
+            return writer.commit()
+        except BaseException:
+            writer.discard()
+            raise
+
+    def sweep(self, point: int) -> None:
+        """Remove the spills of a point."""
+        for bundle in self._tiling.bundles_of(point):
+            self._place.remove(spill_name(self._tiling.bundle(bundle)))
+
+    def abandon(self, number: int) -> None:
+        """Give a bundle up and remove what was written of it."""
+        bundle = self._forget(number)
+        if bundle is not None:
+            with bundle.lock:
+                bundle.writer.discard()
 
     def close(self) -> None:
-        """Give up all parts that are open."""
-        for part in list(self._parts):
-            self.abandon(part)
+        """Give up all bundles that are open."""
+        for number in list(self._bundles):
+            self.abandon(number)
 
-    def _write(self, block: BlockId, part: _Part, values: NDArray[np.generic]) -> None:
-        part.writer.add(self._plan.tiling.block(*block), values)
-        part.next += 1
-        while (early := part.early.pop(part.next, None)) is not None:
-            part.writer.add(self._plan.tiling.block(block.part, part.next), early)
-            part.next += 1
+    # -- blocks --------------------------------------------------------------------------------------------
 
-    def _place(self, block: BlockId, part: _Part, matrix: NDArray[Any], values: NDArray[np.generic]) -> None:
+    def _write(self, block: BlockId, bundle: _Bundle, values: NDArray[np.generic]) -> None:
+        bundle.writer.add(self._block(*block), values)
+        bundle.next += 1
+        while (early := bundle.early.pop(bundle.next, None)) is not None:
+            bundle.writer.add(self._block(block.bundle, bundle.next), early)
+            bundle.next += 1
+
+    def _place_in(
+        self, block: BlockId, bundle: _Bundle, matrix: NDArray[Any], values: NDArray[np.generic]
+    ) -> None:
         """Put a block where it belongs in its part, whose blocks come in any order."""
-        whole, piece = self._plan.tiling.part(block.part), self._plan.tiling.block(*block)
-        matrix[
-            piece.point_start - whole.point_start : piece.point_stop - whole.point_start,
-            piece.row_start - whole.row_start : piece.row_stop - whole.row_start,
-            piece.column_start : piece.column_stop,
-        ] = values
-        part.next += 1
+        self._cut(matrix, self._block(*block), block.bundle)[:] = values
+        bundle.next += 1
 
-    def _write_out(self, whole: Rectangle, writer: PartWriter, matrix: NDArray[Any]) -> None:
-        """A row group at a time, so that writing needs no second matrix."""
-        step = self._plan.row_group_rows
-        for index in range(whole.points):
-            point = whole.point_start + index
-            for row in range(0, whole.rows, step):
-                stop = min(row + step, whole.rows)
-                piece = whole._replace(
-                    point_start=point,
-                    point_stop=point + 1,
-                    row_start=whole.row_start + row,
-                    row_stop=whole.row_start + stop,
-                )
-                writer.add(piece, matrix[index : index + 1, row:stop])
+    def _cut(self, matrix: NDArray[Any], box: Box, bundle: int) -> NDArray[Any]:
+        """The entries of a box, of those of its part."""
+        whole = self._box(self._tiling.bundle(bundle))
+        return matrix[
+            box.point_start - whole.point_start : box.point_stop - whole.point_start,
+            box.line_start - whole.line_start : box.line_stop - whole.line_start,
+            box.start : box.stop,
+        ]
 
-    def _part(self, number: int) -> _Part:
+    @property
+    def _group_lines(self) -> int:
+        """Lines in a row group, about."""
+        stripes = -(-self._tiling.length // (self._plan.stripe or self._tiling.length))
+        return max(1, self._plan.group_records // stripes)
+
+    def _spilled_blocks(self, point: int) -> Iterator[SpilledBlock]:
+        for number in self._tiling.bundles_of(point):
+            name, offset = spill_name(self._tiling.bundle(number)), 0
+            for position in range(self._tiling.blocks_in(number)):
+                box = self._block(number, position)
+                yield SpilledBlock(name, offset, box)
+                offset += box.entries * self._plan.shape.item_bytes
+
+    def _block(self, bundle: int, position: int) -> Box:
+        return self._box(self._tiling.block(bundle, position))
+
+    def _box(self, rectangle: Rectangle) -> Box:
+        return rectangle.box(self._plan.layout)
+
+    # -- bundles -------------------------------------------------------------------------------------------
+
+    def _bundle(self, number: int) -> _Bundle:
         with self._lock:
-            if number not in self._parts:
-                self._parts[number] = self._open(self._plan.tiling.part(number))
-            return self._parts[number]
+            if number not in self._bundles:
+                self._bundles[number] = self._open(self._tiling.bundle(number))
+            return self._bundles[number]
 
-    def _open(self, part: Rectangle) -> _Part:
-        matrix = self._matrix(part) if self._plan.tiling.splits_rows else None
-        writer = PartWriter(
-            self._folder.path,
-            self._folder.scratch,
-            part,
-            self._plan.shape.dtype,
-            compression=self._plan.compression,
-            row_group_rows=self._plan.row_group_rows,
-            metadata=self._metadata,
+    def _open(self, rectangle: Rectangle) -> _Bundle:
+        if self._tiling.spills:
+            return _Bundle(SpillWriter(self._place, rectangle), None)
+        matrix = None
+        if self._tiling.splits_lines:
+            matrix = np.empty(self._box(rectangle).extent, self._plan.shape.dtype)
+        return _Bundle(PartWriter(self._place, rectangle, self._form), matrix)
+
+    def _forget(self, number: int) -> _Bundle | None:
+        with self._lock:
+            return self._bundles.pop(number, None)
+
+
+def part_format(plan: Plan, metadata: dict[str, str]) -> PartFormat:
+    """How the plan says that its parts are written."""
+    return PartFormat(
+        shape=plan.shape,
+        layout=plan.layout,
+        compression=plan.compression,
+        stripe=plan.stripe,
+        group_records=plan.group_records,
+        metadata=metadata,
+    )
+
+
+def _pieces(whole: Box, lines: int, width: int | None = None) -> Iterator[Box]:
+    """A box in pieces of so many lines of one point, and so much of each line, in the order of records.
+
+    Pieces of more than one line hold whole lines.
+    """
+    width = width or whole.width
+    for point, line, start in itertools.product(
+        range(whole.point_start, whole.point_stop),
+        range(whole.line_start, whole.line_stop, lines),
+        range(whole.start, whole.stop, width),
+    ):
+        yield Box(
+            point,
+            point + 1,
+            line,
+            min(line + lines, whole.line_stop),
+            start,
+            min(start + width, whole.stop),
         )
-        return _Part(writer, matrix)
-
-    def _matrix(self, part: Rectangle) -> NDArray[Any]:
-        """Room for a part: in memory, or in a scratch file that vanishes with its last user."""
-        extent, dtype = (part.points, part.rows, part.columns), np.dtype(self._plan.shape.dtype)
-        size = part.entries * dtype.itemsize
-        if size <= IN_MEMORY_BYTES:
-            return np.empty(extent, dtype)
-        path = self._folder.scratch / f"matrix.{uuid.uuid4().hex}"
-        with storing(path, size), path.open("w+b") as file:
-            try:
-                # Room is taken now: a disk that fills up under a mapped file kills the process.
-                os.posix_fallocate(file.fileno(), 0, size)
-                return np.memmap(file, dtype, "r+", shape=extent)
-            finally:
-                path.unlink()
-
-    def _forget(self, number: int) -> _Part | None:
-        with self._lock:
-            return self._parts.pop(number, None)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow
 import ray
@@ -32,6 +32,7 @@ from jacjobs.run.assembler import Assembler
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
 from jacjobs.run.ledger import (
     IN_FLIGHT,
+    TRANSPOSES,
     Abandon,
     Absorb,
     AssemblerJoined,
@@ -48,6 +49,10 @@ from jacjobs.run.ledger import (
     Findings,
     StartAssembler,
     StartWorker,
+    Sweep,
+    Transpose,
+    Transposed,
+    TransposeLost,
     WorkerJoined,
     WorkerLost,
     WriteFailed,
@@ -132,14 +137,25 @@ class _AssemblerActor:
     def ready(self) -> None:
         return None
 
-    def absorb(self, block: BlockId, values: NDArray[Any]) -> PartRecord | JacjobsError | None:
+    def absorb(
+        self, block: BlockId, values: NDArray[Any]
+    ) -> PartRecord | Literal["spill"] | JacjobsError | None:
         try:
             return self._assembler.absorb(block, values)
         except JacjobsError as error:
             return error
 
-    def abandon(self, part: int) -> None:
-        self._assembler.abandon(part)
+    def transpose(self, part: int) -> PartRecord | JacjobsError:
+        try:
+            return self._assembler.transpose(part)
+        except JacjobsError as error:
+            return error
+
+    def abandon(self, bundle: int) -> None:
+        self._assembler.abandon(bundle)
+
+    def sweep(self, point: int) -> None:
+        self._assembler.sweep(point)
 
 
 class _CoordinatorActor:
@@ -228,10 +244,11 @@ def worker_tuner(payload: Payload, cluster: ClusterOptions, placement: Placement
 class _Call:
     """What a reference that is waited for stands for."""
 
-    kind: str  # worker-ready | assembler-ready | compute | absorb
+    kind: str  # worker-ready | assembler-ready | compute | absorb | transpose
     actor: str
     block: BlockId | None = None
     worker: str = ""
+    part: int = -1
 
 
 class RayExecutor:
@@ -243,6 +260,7 @@ class RayExecutor:
         self._path = path
         self._metadata = metadata
         self._worker_options = _worker_options(plan.threads, gpus_per_worker)
+        self._assembler_threads = ASSEMBLER_THREADS + (TRANSPOSES if plan.tiling.spills else 0)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, _Call] = {}
         self._data: dict[tuple[str, BlockId], Any] = {}
@@ -258,7 +276,7 @@ class RayExecutor:
                     self._start("worker", actor.remote(self._payload, self._plan))
                 case StartAssembler():
                     actor = ray.remote(_AssemblerActor).options(
-                        num_cpus=0, max_restarts=0, max_concurrency=ASSEMBLER_THREADS
+                        num_cpus=0, max_restarts=0, max_concurrency=self._assembler_threads
                     )
                     self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
                 case Compute(worker, block):
@@ -270,8 +288,13 @@ class RayExecutor:
                     self._calls[done] = _Call("absorb", assembler, block, worker)
                 case Drop(block, worker):
                     self._data.pop((worker, block), None)
-                case Abandon(assembler, part):
-                    self._actors[assembler].abandon.remote(part)
+                case Abandon(assembler, bundle):
+                    self._actors[assembler].abandon.remote(bundle)
+                case Transpose(assembler, part):
+                    done = self._actors[assembler].transpose.remote(part)
+                    self._calls[done] = _Call("transpose", assembler, part=part)
+                case Sweep(assembler, point):
+                    self._actors[assembler].sweep.remote(point)
 
     def poll(self, timeout_seconds: float) -> Iterator[Event]:
         waiting = list(self._calls)
@@ -308,6 +331,8 @@ class RayExecutor:
             if call.kind == "absorb" and call.block is not None:
                 self._data.pop((call.worker, call.block), None)
                 return BlockLost(call.actor, call.block, _short(error))
+            if call.kind == "transpose":
+                return TransposeLost(call.actor, call.part, _short(error))
             return self._lose(call, _short(error))
         return self._answer(call, result)
 
@@ -316,6 +341,10 @@ class RayExecutor:
             return WorkerJoined(call.actor)
         if call.kind == "assembler-ready":
             return AssemblerJoined(call.actor)
+        if call.kind == "transpose":
+            if isinstance(result, JacjobsError):
+                return WriteFailed(result)
+            return Transposed(call.actor, call.part, result)
         assert call.block is not None
         if call.kind == "compute":
             if isinstance(result, JacjobsError):
@@ -334,7 +363,7 @@ class RayExecutor:
         asked = [call, *(other for other in self._calls.values() if other.actor == call.actor)]
         self._calls = {ref: other for ref, other in self._calls.items() if other.actor != call.actor}
         ray.kill(self._actors.pop(call.actor))
-        if call.kind in ("assembler-ready", "absorb"):
+        if call.kind in ("assembler-ready", "absorb", "transpose"):
             return AssemblerLost(call.actor, cause)
         for other in asked:
             if other.block is not None:

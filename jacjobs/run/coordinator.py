@@ -17,8 +17,9 @@ from jacjobs.run.executor import Executor
 from jacjobs.run.ledger import Command, Ledger, State, StopRequested
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
-from jacjobs.store.reader import visible_parts
+from jacjobs.store.parts import Parts
 from jacjobs.store.schema import part_name
+from jacjobs.store.spill import spilled
 from jacjobs.store.writer import describe
 
 POLL_SECONDS = 0.5
@@ -68,7 +69,7 @@ class Coordinator:
         Raises FunctionError, IncompleteError, StoppedError, WorkersError or StoreError; parts that were
         committed stay in every case.
         """
-        lock = RunLock(self._folder.private)
+        lock = RunLock(self._folder.place)
         lock.acquire()
         try:
             self._folder.clear_scratch()
@@ -78,6 +79,7 @@ class Coordinator:
                 self._drive(ledger, commands, lock)
             if ledger.error is not None:
                 raise ledger.error
+            self._folder.clear_spills()
             manifest = self._manifest(ledger)
             self._folder.write_manifest(manifest)
             return manifest
@@ -105,10 +107,21 @@ class Coordinator:
 
     def _new_ledger(self) -> Ledger:
         tiling = self._plan.tiling
-        there = set(visible_parts(self._folder, self._record.run))
+        parts = Parts(self._folder, self._record, None)
+        parts.check()
+        there = {part.name for part in parts.all}
         missing = [i for i in range(tiling.parts) if part_name(tiling.part(i)) not in there]
-        self._entries_total = sum(tiling.part(i).entries for i in missing)
-        return Ledger(tiling, missing, sum(tiling.blocks_in(i) for i in missing))
+        transposes: dict[int, list[int]] = {}
+        if not tiling.spills:
+            bundles = missing
+        else:
+            for part in missing:
+                transposes.setdefault(tiling.part(part).point_start, []).append(part)
+            done = spilled(self._folder.place)
+            bundles = [b for p in transposes for b in tiling.bundles_of(p) if tiling.bundle(b) not in done]
+        self._entries_total = sum(tiling.bundle(i).entries for i in bundles)
+        blocks = sum(tiling.blocks_in(i) for i in bundles)
+        return Ledger(tiling, bundles, blocks, transposes, self._workers)
 
     def _drive(self, ledger: Ledger, commands: list[Command], lock: RunLock) -> None:
         executor = self._make_executor()
@@ -150,7 +163,7 @@ class Coordinator:
                 "seconds": round(time.monotonic() - self._started, 3),
                 "predicted_seconds": round(self._plan.seconds, 3),
             },
-            parts=tuple(made.get(name) or describe(self._folder.path / name, name) for name in names),
+            parts=tuple(made.get(name) or describe(self._folder.place, name) for name in names),
         )
 
     def _checks(self, ledger: Ledger) -> dict[str, Any]:

@@ -31,6 +31,9 @@ from jacjobs.run.ledger import (
     Event,
     StartAssembler,
     StartWorker,
+    Sweep,
+    Transpose,
+    Transposed,
     WorkerJoined,
     WriteFailed,
 )
@@ -84,6 +87,13 @@ class InlineExecutor:
                 return BlockAbsorbed(assembler, block, committed)
             case Drop(block):
                 self._data.pop(block, None)
-            case Abandon(_, part):
-                self._assembler.abandon(part)
+            case Abandon(_, bundle):
+                self._assembler.abandon(bundle)
+            case Transpose(assembler, part):
+                try:
+                    return Transposed(assembler, part, self._assembler.transpose(part))
+                except JacjobsError as error:
+                    return WriteFailed(error)
+            case Sweep(_, point):
+                self._assembler.sweep(point)
         return None

@@ -14,6 +14,7 @@ from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.devices import Device, cpu, named, reported
 from jacjobs.planning.options import ClusterOptions
+from jacjobs.store.place import LocalFolder, place_of
 
 GPU_SHARE = 0.9
 HOST_SHARE = 0.5
@@ -92,13 +93,17 @@ def _resources(
         budget_bytes=budget,
         workers=workers,
         sharing=sharing,
-        disk_free_bytes=_free_bytes(Path(path)),
+        disk_free_bytes=_free_bytes(path),
     )
 
 
-def _free_bytes(path: Path) -> int | None:
-    """On the file system where `path` is, or will be; None where that has no size (/proc, some networks)."""
-    place = path.absolute()
+def _free_bytes(path: str | Path) -> int | None:
+    """On the file system where `path` is, or will be; None where that has no size (/proc, some networks, an
+    object store).
+    """
+    if not isinstance(place_of(path), LocalFolder):
+        return None
+    place = Path(path).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
     try:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
 from jacjobs.autodiff.check import CHECKERS
 from jacjobs.autodiff.estimate import Estimator
@@ -15,16 +20,21 @@ from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.planner import Candidate, Facts
 from jacjobs.problem import Problem, function_error
+from jacjobs.shape import Rectangle
+from jacjobs.store.writer import compressible
 
 TRIAL_CHUNK = 4
+SAMPLED_POINTS = 4
+"""How well J compresses is seen from a trial chunk at each of so many points."""
 TRIAL_SHARE = 0.8
 """A trial may take so much of the memory that is there: what a plan for elsewhere allows may not be."""
 
 
-def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
+def survey(problem: Problem, asked: str, resources: Resources, *, sample: bool = False) -> Facts:
     """Call the function a few times, on fake tensors and on tiny real chunks, within the budget.
 
-    asked:  a strategy by name, or auto for all of them. Those that check its blocks are looked at as well.
+    asked:   a strategy by name, or auto for all of them. Those that check its blocks are looked at as well.
+    sample:  whether to see how well J compresses.
 
     Raises FunctionError where the function raises whatever the strategy, InputError where it is random or
     mixes its samples, or does not support the strategy that is asked for.
@@ -55,8 +65,9 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
     if REFERENCE not in small:  # what every trial is compared with
         small = []
     verdicts = {}
+    chunk = TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1
     if small:
-        verdicts = try_strategies(problem, small, chunk=TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1)
+        verdicts = try_strategies(problem, small, chunk=chunk)
     broken = verdicts[REFERENCE].error if REFERENCE in verdicts else None
     if broken is not None:
         raise function_error(broken, f"when {REFERENCE} was tried on the first point")
@@ -70,7 +81,28 @@ def survey(problem: Problem, asked: str, resources: Resources) -> Facts:
         candidates.append(Candidate(strategy=name, reason=reason, slow=slow, tried=verdict is not None))
     if asked != "auto":
         _check_asked(candidates[0])
-    return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()))
+    tried = [c.strategy for c in candidates if c.tried and c.reason is None]
+    saving = compressible(_some_entries(problem, tried[0], chunk)) if sample and tried else None
+    return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()), saving=saving)
+
+
+def _some_entries(problem: Problem, strategy: str, chunk: int) -> NDArray[Any]:
+    """A chunk of products at each of a few points, spread over J, end to end."""
+    by_rows = STRATEGIES[strategy].makes == "rows"
+    products = problem.shape.rows if by_rows else problem.shape.columns
+    pace = Pace(strategy, chunk)
+    found = []
+    for i in range(SAMPLED_POINTS):
+        point = i * problem.points // SAMPLED_POINTS
+        first = i * max(0, products - chunk) // SAMPLED_POINTS
+        corner = Rectangle(point, point + 1, 0, problem.shape.rows, 0, problem.shape.columns)
+        last = min(first + chunk, products)
+        if by_rows:
+            some = corner._replace(row_start=first, row_stop=last)
+        else:
+            some = corner._replace(column_start=first, column_stop=last)
+        found.append(compute_block(problem, pace, some).reshape(-1))
+    return np.concatenate(found)
 
 
 def _runs_here(estimator: Estimator, allowed_bytes: int) -> bool:

@@ -32,7 +32,10 @@ RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}
 
 
 class Computed(NamedTuple):
-    """A block's entries, shape (points, rows, columns), and what was noticed in them."""
+    """A block's entries, shape (points, lines, width), and what was noticed in them.
+
+    Lines are what the layout of the dataset says: rows or columns.
+    """
 
     values: NDArray[Any]
     findings: Findings
@@ -50,7 +53,12 @@ class Worker:
         self._checker = None
         if plan.checked_by is not None:
             self._checker = Checker(
-                self._problem, self._makes, plan.checked_by, plan.check_points, every_point=plan.check_all
+                self._problem,
+                self._makes,
+                plan.checked_by,
+                plan.check_points,
+                every_point=plan.check_all,
+                stored=plan.shape.dtype,
             )
 
     def compute(self, block: BlockId) -> Computed:
@@ -62,8 +70,9 @@ class Worker:
         self._pace.retreats.clear()
         try:
             with worker_peak(device_of(self._problem)) as peak:
-                values = compute_block(self._problem, self._pace, rectangle)
-                values, findings = self._checked(rectangle, values)
+                values, findings = self._checked(rectangle, self._made(rectangle, self._pace))
+                nonfinite = self._nonfinite(rectangle, values)
+                values = self._lines(values)
         except JacjobsError:
             raise
         except ProductTooLargeError as error:
@@ -75,11 +84,22 @@ class Worker:
         return Computed(
             values,
             findings._replace(
-                nonfinite=self._nonfinite(rectangle, values),
+                nonfinite=nonfinite,
                 peak_bytes=peak.nbytes or 0,
                 retreats=tuple(self._pace.retreats),
             ),
         )
+
+    def _made(self, rectangle: Rectangle, pace: Pace) -> NDArray[Any]:
+        return compute_block(self._problem, pace, rectangle, self._plan.shape.dtype)
+
+    def _lines(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Entries of shape (points, rows, columns) as the layout wants them, each line in one piece."""
+        lines = values if self._plan.layout == "rows" else values.transpose(0, 2, 1)
+        if lines.flags.c_contiguous:
+            return lines
+        # torch copies a transposed matrix in tiles, NumPy element by element
+        return torch.from_numpy(lines).contiguous().numpy()
 
     def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
         plan = self._plan
@@ -98,7 +118,7 @@ class Worker:
         if first.passed:
             return Computed(values, Findings(checked=first.points, error=first.error))
         by = RECOMPUTED_BY[self._makes]
-        values = compute_block(self._problem, Pace(by, 1), rectangle)
+        values = self._made(rectangle, Pace(by, 1))
         second = self._checker.check(rectangle, values)
         if not second.passed:
             raise CheckError(

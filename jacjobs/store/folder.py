@@ -1,4 +1,4 @@
-"""A run's folder: where everything is, and what is there.
+"""A run's folder: where everything is, and what is there. docs/format.md describes it to other readers.
 
 RUN/
   part-….parquet            complete as soon as it is visible
@@ -6,29 +6,36 @@ RUN/
   _jacjobs/manifest.json    written last
   _jacjobs/lock.json        who is writing, as long as somebody is
   _jacjobs/scratch/         files on their way; left-overs of a crash go when the next writer comes
+  _jacjobs/spills/          blocks of a matrix that is not transposed yet; they go when its parts are there
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jacjobs.errors import InputError, StoreError
-from jacjobs.shape import JacobianShape, Rectangle
-from jacjobs.store.commit import flush_folder, storing, write_text
+from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
+from jacjobs.store.commit import reading, storing
+from jacjobs.store.place import SCRATCH, place_of
 from jacjobs.store.schema import FORMAT, part_rectangle
+from jacjobs.store.spill import SPILLS
 from jacjobs.store.writer import PartRecord
 
 _Model = TypeVar("_Model", bound=BaseModel)
+PLAN, MANIFEST = "_jacjobs/plan.json", "_jacjobs/manifest.json"
+_PRIVATE = "_jacjobs"
 
 
 class RunRecord(BaseModel):
     """`plan.json`: written once, before anything is computed.
 
     run:          a digest of problem, options and plan: what makes two runs the same.
+    layout, stripe:  what a record holds: a row or a column, and how many entries of it (None: all).
     fingerprint:  digests of the function and of each argument.
     options:      what was asked for, as far as it changes the result.
     plan:         the plan, frozen.
@@ -43,6 +50,8 @@ class RunRecord(BaseModel):
     created: str
     versions: dict[str, str]
     shape: JacobianShape
+    layout: Layout = "rows"
+    stripe: int | None = None
     fingerprint: dict[str, str]
     options: dict[str, Any]
     plan: dict[str, Any]
@@ -50,7 +59,7 @@ class RunRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`: written last, when every part is there."""
+    """`manifest.json`: written last, when every part is there. `plan` is the digest of `plan.json`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,46 +70,54 @@ class Manifest(BaseModel):
     shape: JacobianShape
     strategy: str
     chunk: int
-    compression: str
+    compression: Compression
     versions: dict[str, str]
     checks: dict[str, Any] = {}
     memory: dict[str, Any] = {}
     timings: dict[str, float]
     parts: tuple[PartRecord, ...]
+    plan: str = ""
 
 
 class RunFolder:
-    """One run's folder on a local (or mounted) file system."""
+    """One run's folder, on a file system or in an object store."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
-        self.private = self.path / "_jacjobs"
-        self.scratch = self.private / "scratch"
+        self.place = place_of(path)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    @property
+    def uri(self) -> str:
+        """An absolute path, or a URI."""
+        return self.place.uri
 
     @property
     def is_run(self) -> bool:
-        return (self.private / "plan.json").is_file()
+        with reading(self.place.at(PLAN)):
+            return "plan.json" in self.place.files(_PRIVATE)
 
     def require_run(self) -> None:
         if self.is_run:
             return
-        got = "a folder without _jacjobs/plan.json" if self.path.is_dir() else "nothing there"
-        if self.path.is_file():
-            got = "a file"
-        raise InputError.about(str(self.path), got=got, expected="the folder of a run", do="check the path")
+        with reading(self.uri):
+            got = self.place.refusal() or "a folder without _jacjobs/plan.json"
+            if self.place.is_empty():
+                got = "nothing there"
+        raise InputError.about(str(self), got=got, expected="the folder of a run", do="check the path")
 
     def check_writable(self) -> None:
         """Refuse a place where no run can be put, without writing anything."""
-        place = self.path
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
+        with reading(self.uri):
+            refused, empty = self.place.refusal(), self.place.is_empty()
+        if refused is not None:
             raise InputError.about(
-                f"output path {self.path}", got=f"{place}, a file", expected="a folder", do="choose another"
+                f"output path {self}", got=refused, expected="a folder", do="choose another"
             )
-        if place == self.path and not self.is_run and any(place.iterdir()):
+        if not empty and not self.is_run:
             raise InputError.about(
-                f"output path {self.path}",
+                f"output path {self}",
                 got="a folder with other things in it",
                 expected="an empty or new folder, or a run",
                 do="choose another",
@@ -108,63 +125,89 @@ class RunFolder:
 
     def create(self, record: RunRecord) -> None:
         """Make the folder and write `plan.json`; whatever could be made before an error is removed again."""
-        missing = [p for p in (self.scratch, *self.scratch.parents) if not p.exists()]
         try:
-            with storing(self.path):
-                self.scratch.mkdir(parents=True, exist_ok=True)
-            write_text(self.private / "plan.json", record.model_dump_json(indent=2), self.scratch)
-            flush_folder(self.path.parent)
+            with storing(self.uri):
+                self.place.prepare()
+            self._write(PLAN, record)
         except StoreError as error:
-            for made in missing:
-                if made.is_dir():
-                    made.rmdir()
             raise InputError(f"output path: {error}; choose another") from None
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing that is not a run's."""
-        with storing(self.path):
+        with storing(self.uri):
             for name in self.part_names():
-                (self.path / name).unlink()
-            shutil.rmtree(self.private)
+                self.place.remove(name)
+            self.place.remove_folder(_PRIVATE)
 
     def clear_scratch(self) -> None:
         """Remove what a crashed writer left. Only the holder of the lock may."""
-        with storing(self.scratch):
-            shutil.rmtree(self.scratch, ignore_errors=True)
-            self.scratch.mkdir(parents=True)
+        with storing(self.place.at(SCRATCH)):
+            self.place.remove_folder(SCRATCH)
+            self.place.prepare()
+
+    def clear_spills(self) -> None:
+        """Remove the blocks of matrices that were not transposed. Only the holder of the lock may."""
+        with storing(self.place.at(SPILLS)):
+            self.place.remove_folder(SPILLS)
 
     def record(self) -> RunRecord:
-        return self._read("plan.json", RunRecord)
+        return self._read(PLAN, RunRecord)
 
     def manifest(self) -> Manifest | None:
-        """None as long as the run is not complete."""
-        if not (self.private / "manifest.json").exists():
-            return None
-        return self._read("manifest.json", Manifest)
+        """None as long as the run is not complete. Raises StoreError if `plan.json` is not the manifest's."""
+        with reading(self.place.at(MANIFEST)):
+            if "manifest.json" not in self.place.files(_PRIVATE):
+                return None
+        manifest = self._read(MANIFEST, Manifest)
+        if manifest.plan != self._digest(PLAN):
+            raise StoreError(f"{self.place.at(PLAN)} is not the one that this run began with; restore it")
+        return manifest
 
     def write_manifest(self, manifest: Manifest) -> None:
-        write_text(self.private / "manifest.json", manifest.model_dump_json(indent=2), self.scratch)
+        self._write(MANIFEST, manifest.model_copy(update={"plan": self._digest(PLAN)}))
 
     def part_names(self) -> list[str]:
         """Visible parts, in the order of their records. What is visible is complete."""
-        try:
-            names = [entry.name for entry in self.path.iterdir()]
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if part_rectangle(name) is not None)
+        with reading(self.uri):
+            return sorted(name for name in self.place.files() if part_rectangle(name) is not None)
 
     def part_rectangles(self) -> list[Rectangle]:
         return [r for name in self.part_names() if (r := part_rectangle(name)) is not None]
 
+    def _digest(self, name: str) -> str:
+        with reading(self.place.at(name)):
+            return str(xxhash.xxh3_128_hexdigest(self.place.read(name)))
+
+    def _write(self, name: str, model: BaseModel) -> None:
+        """With a digest of itself, so that a change by accident does not go unnoticed."""
+        content = model.model_dump(mode="json")
+        content["digest"] = _json_digest(content)
+        with storing(self.place.at(name)):
+            self.place.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
     def _read(self, name: str, model: type[_Model]) -> _Model:
-        path = self.private / name
+        path = self.place.at(name)
+        with reading(path):
+            raw = self.place.read(name)
         try:
-            content = model.model_validate_json(path.read_bytes())
-        except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
-        except ValidationError as error:
-            raise StoreError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
-        version = getattr(content, "format", FORMAT)
-        if version > FORMAT:
+            content = json.loads(raw)
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged: {error}; restore it") from error
+        if not isinstance(content, dict):
+            raise StoreError(f"{path} is damaged: not an object; restore it")
+        version = content.get("format")
+        if isinstance(version, int) and version > FORMAT:
             raise StoreError(f"{path} has format {version}, this jacjobs reads up to {FORMAT}; upgrade it")
-        return content
+        digest = content.pop("digest", None)
+        if digest != _json_digest(content):
+            raise StoreError(f"{path} was changed since it was written (its digest differs); restore it")
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            raise StoreError(f"{path} is damaged: {error.errors()[0]['msg']}; restore it") from error
+
+
+def _json_digest(content: dict[str, Any]) -> str:
+    """Of the values, however they are laid out: keys sorted, no spaces."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return str(xxhash.xxh3_128_hexdigest(text.encode()))

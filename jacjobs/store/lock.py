@@ -15,6 +15,9 @@ from pathlib import Path
 
 from jacjobs.errors import InputError
 from jacjobs.store.commit import storing
+from jacjobs.store.place import Place
+
+NAME = "_jacjobs/lock.json"
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -25,8 +28,8 @@ PATIENCE_SECONDS = 15.0
 class RunLock:
     """Held from `acquire` to `release`; call `beat` now and then."""
 
-    def __init__(self, private: Path) -> None:
-        self._path = private / "lock.json"
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
         self._beaten = 0.0
 
@@ -37,7 +40,7 @@ class RunLock:
             if time.monotonic() >= give_up:
                 holder = self._read() or {}
                 raise InputError.about(
-                    f"run {self._path.parent.parent}",
+                    f"run {self._place}",
                     got=f"a run in progress, by process {holder.get('pid')} on {holder.get('host')}",
                     expected="one writer at a time",
                     do="wait for it, or stop it first",
@@ -49,31 +52,28 @@ class RunLock:
         now = time.monotonic()
         if now - self._beaten >= HEARTBEAT_SECONDS:
             self._beaten = now
-            with storing(self._path):
-                os.utime(self._path)
+            with storing(self._place.at(NAME)):
+                self._place.touch(NAME)
 
     def release(self) -> None:
         """Safe to call twice, and by one that never got it."""
         if (self._read() or {}).get("token") == self._holder["token"]:
-            self._path.unlink(missing_ok=True)
+            with storing(self._place.at(NAME)):
+                self._place.remove(NAME)
 
     def _try(self) -> bool:
-        with storing(self._path):
-            try:
-                descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
+        with storing(self._place.at(NAME)):
+            if not self._place.create(NAME, json.dumps(self._holder).encode()):
                 if self._stale():
-                    # Two that see the same stale lock may both remove it, but O_EXCL lets one create it.
-                    self._path.unlink(missing_ok=True)
+                    # Two that see the same stale lock may both remove it, but only one can create it.
+                    self._place.remove(NAME)
                 return False
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(self._holder, file)
         self._beaten = time.monotonic()
         return True
 
     def _stale(self) -> bool:
         try:
-            age = time.time() - self._path.stat().st_mtime
+            age = self._place.age_seconds(NAME)
         except FileNotFoundError:
             return False
         holder = self._read()
@@ -85,7 +85,7 @@ class RunLock:
 
     def _read(self) -> dict[str, object] | None:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = json.loads(self._place.read(NAME))
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.dataset
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jacjobs.errors import StoreError
-from jacjobs.shape import Rectangle, Segment
+from jacjobs.shape import JacobianShape, Rectangle, Segment, Tree
+from jacjobs.store import products
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
-from jacjobs.store.schema import part_name, part_schema
+from jacjobs.store.parts import Parts
+from jacjobs.store.selection import Axis, Wanted, find_segment, parse_index
 
 if TYPE_CHECKING:
+    import pyarrow.dataset
     import torch
 
-READ_THREADS = 4
+MEMORY_BYTES = 256 << 20
+"""What products of J with itself may take for it, beside the result."""
 
 
 def open_run(path: str | Path) -> JacobianDataset:
-    """The Jacobian that a run left (or is leaving) at `path`.
+    """The Jacobian that a run left (or is leaving) at `path`, a folder or a URI.
 
-    Raises InputError where there is no run. A run that is not finished opens too: reading a point that is
-    not there yet raises StoreError.
+    Raises InputError where there is no run, StoreError where it is damaged. A run that is not finished opens
+    too: reading what is not there yet raises StoreError, and `missing` says what that is.
     """
     folder = RunFolder(path)
     folder.require_run()
@@ -37,24 +38,48 @@ class JacobianDataset:
     """J on disk: P matrices of m rows × n columns. Nothing is read before it is asked for.
 
     >>> J = jacjobs.open("runs/digits")
-    >>> J.shape          # (P, m, n)
+    >>> J.shape                     # (P, m, n)
     (1797, 10, 64)
-    >>> J[0]             # one point's matrix, a numpy array of shape (m, n)
+    >>> J[0]                        # one point's matrix, a NumPy array of shape (m, n)
+    >>> J[:100, 3, "input"]         # points, rows, columns, as NumPy would; or the name of a segment
+    >>> J @ v                       # as J.to_numpy() @ v, streamed
+
+    What it holds is read in threads, the row groups that are needed and no others, and each page is checked
+    against its checksum: a damaged part raises StoreError.
     """
+
+    __array_ufunc__ = None
+    """`u @ J` is ours: NumPy must not make an array of J first."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self.record: RunRecord = folder.record()
+        self._manifest = folder.manifest()
+        self._parts = Parts(folder, self.record, self._manifest)
+        stored = self.record.shape
+        self._rows, self._columns = range(stored.rows), range(stored.columns)
+        self._outputs, self._inputs = stored.outputs, stored.inputs
+
+    # -- what it is ----------------------------------------------------------------------------------------
 
     @property
-    def path(self) -> Path:
-        return self._folder.path
+    def path(self) -> str:
+        """An absolute path, or a URI."""
+        return self._folder.uri
+
+    @property
+    def points(self) -> int:
+        """P."""
+        return self.record.shape.points
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(P, m, n)."""
-        shape = self.record.shape
-        return shape.points, shape.rows, shape.columns
+        return self.points, len(self._rows), len(self._columns)
+
+    @property
+    def ndim(self) -> int:
+        return 3
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -63,47 +88,95 @@ class JacobianDataset:
     @property
     def nbytes(self) -> int:
         """Bytes of J in memory."""
-        return self.record.shape.total_bytes
+        P, m, n = self.shape
+        return P * m * n * self.dtype.itemsize
 
     @property
     def outputs(self) -> tuple[Segment, ...]:
         """The rows that belong to each leaf of the function's output."""
-        return self.record.shape.outputs
+        return self._outputs
 
     @property
     def inputs(self) -> tuple[Segment, ...]:
         """The columns that belong to each differentiated leaf."""
-        return self.record.shape.inputs
+        return self._inputs
+
+    @property
+    def segments(self) -> dict[str, tuple[Segment, ...]]:
+        """`outputs` and `inputs`."""
+        return {"outputs": self.outputs, "inputs": self.inputs}
 
     @property
     def manifest(self) -> Manifest | None:
-        """None as long as the run is not complete."""
-        return self._folder.manifest()
+        """None if the run was not complete when the dataset was opened."""
+        return self._manifest
 
     @property
     def complete(self) -> bool:
-        return self.manifest is not None
+        return self._manifest is not None
+
+    @property
+    def missing(self) -> list[Rectangle]:
+        """What the run had not written when the dataset was opened."""
+        return list(self._parts.missing)
+
+    @property
+    def part_names(self) -> list[str]:
+        """Files of the dataset, in the order of their records."""
+        return [part.name for part in self._parts.all]
 
     def __repr__(self) -> str:
         state = "complete" if self.complete else "incomplete"
-        return f"<jacjobs dataset {self.record.name!r}: {self.record.shape}, {state}, {self.path}>"
+        size = " × ".join(f"{length:,}" for length in self.shape)
+        return f"<jacjobs dataset {self.record.name!r}: {size} {self.dtype}, {state}, {self.path}>"
 
     def __len__(self) -> int:
-        return self.record.shape.points
+        return self.points
 
-    def __getitem__(self, point: int) -> NDArray[Any]:
-        """J at one point: shape (m, n). Reads only the row groups that hold it."""
-        points, rows, columns = self.shape
-        index = range(points)[point]  # negative indices and IndexError as a list has them
-        out = np.empty((rows, columns), self.dtype)
-        self._fill(out, index * rows)
-        return out
+    # -- entries -------------------------------------------------------------------------------------------
 
-    def to_numpy(self) -> NDArray[Any]:
-        """All of J in memory: shape (P, m, n)."""
-        out = np.empty(self.shape, self.dtype)
-        self._fill(out.reshape(-1, self.shape[2]), 0)
-        return out
+    def segment(self, *, output: str | None = None, input: str | None = None) -> JacobianDataset:
+        """The rows of one output leaf, the columns of one input leaf, or both: a dataset like this one.
+
+        `J.segment(input="layer1.weight").gram()` is the tangent kernel of that layer alone.
+        Raises InputError for a name that no segment has.
+        """
+        other = copy.copy(self)
+        if output is not None:
+            rows = find_segment(self._outputs, output)
+            other._rows, other._outputs = self._rows[rows.start : rows.stop], (_alone(rows),)
+        if input is not None:
+            columns = find_segment(self._inputs, input)
+            other._columns, other._inputs = self._columns[columns.start : columns.stop], (_alone(columns),)
+        return other
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """`J[points, rows, columns]`, as NumPy would index the array: integers, slices, arrays of integers or
+        of bool, `...`. Rows and columns may be the name of a segment.
+
+        Reads only the row groups that hold some of it. Raises StoreError where they are not there yet.
+        """
+        parsed = parse_index(index, self.shape, self._outputs, self._inputs)
+        read = self._read(*parsed.axes)
+        entries: NDArray[Any] = read[parsed.again]
+        return entries
+
+    def to_numpy(self, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """All of J in memory: shape (P, m, n). `out`, if given, is filled and returned.
+
+        Raises ValueError for an `out` of another shape or dtype.
+        """
+        if out is not None and (out.shape != self.shape or out.dtype != self.dtype):
+            raise ValueError(
+                f"out: got shape {out.shape} and {out.dtype}, expected {self.shape} and {self.dtype}"
+            )
+        P, m, n = self.shape
+        return self._read(Axis(range(P)), Axis(range(m)), Axis(range(n)), out)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("J is on disk: an array of it is always a copy")
+        return self.to_numpy().astype(dtype or self.dtype, copy=False)
 
     def to_torch(self) -> torch.Tensor:
         """All of J in memory, as a tensor of shape (P, m, n) on the CPU."""
@@ -111,25 +184,92 @@ class JacobianDataset:
 
         return torch.from_numpy(self.to_numpy())
 
-    def dataset(self) -> pyarrow.dataset.Dataset:
-        """An Arrow dataset over the parts: columns point, row, start, values."""
-        shape = self.record.shape
-        return pyarrow.dataset.dataset(
-            [str(self.path / name) for name in self._folder.part_names()],
-            schema=part_schema(shape.columns, shape.dtype),
-            format="parquet",
+    def tree(self) -> Any:
+        """All of J in memory, in the structure that `torch.func.jacrev` returns: outputs outside, inputs
+        inside. Leaves are NumPy arrays of shape (*output, *input), or (P, *output, *input) with `in_dims`.
+        """
+        structure = self.record.shape.structure
+        if structure is None or (self._rows, self._columns) != self._whole:
+            raise ValueError("a segment has no structure of its own; call tree() of the whole dataset")
+        J = self.to_numpy()
+        points = (self.points,) if structure.has_points else ()
+
+        def leaf(output: Segment, input: Segment) -> NDArray[Any]:
+            entries = J[:, output.start : output.stop, input.start : input.stop]
+            return entries.reshape(points + output.shape + input.shape)
+
+        return _grown(
+            structure.outputs,
+            lambda i: _grown(structure.inputs, lambda j: leaf(self._outputs[i], self._inputs[j])),
         )
 
+    # -- products ------------------------------------------------------------------------------------------
+
+    def __matmul__(self, v: Any) -> NDArray[Any]:
+        """`J.to_numpy() @ v`, streamed: v of shape (n,) gives (P, m), of shape (n, k) (P, m, k)."""
+        v = _vector("J @ v", v, self.shape[2], "n", 0)
+        made = self._source().by_columns(v.reshape(1, len(v), -1), total=False)
+        return made.reshape(made.shape[:2] + v.shape[1:])
+
+    def __rmatmul__(self, u: Any) -> NDArray[Any]:
+        """`u @ J.to_numpy()`, streamed: u of shape (m,) gives (P, n), of shape (k, m) (P, k, n)."""
+        u = _vector("u @ J", u, self.shape[1], "m", -1)
+        made = self._source().by_rows(u.T.reshape(1, u.shape[-1], -1), total=False)
+        return made.transpose(0, 2, 1) if u.ndim == 2 else made[:, :, 0]
+
+    def gram(self, memory_bytes: int = MEMORY_BYTES) -> NDArray[Any]:
+        """J Jᵀ of the (P·m) × n matrix of all points' rows: the empirical tangent kernel, shape (P·m, P·m).
+
+        Streamed: takes about `memory_bytes` beside the result. One pass over J in layout `columns`; in layout
+        `rows` as many as there are times half that memory in J, and at least one.
+        Source: A. Jacot, F. Gabriel, C. Hongler, "Neural tangent kernel", NeurIPS (2018).
+        """
+        return self._source().gram(memory_bytes)
+
+    def normal(self, memory_bytes: int = MEMORY_BYTES) -> NDArray[Any]:
+        """Jᵀ J of the (P·m) × n matrix of all points' rows, shape (n, n): the matrix of the normal equations.
+
+        Streamed as `gram` is, with the layouts changed over.
+        """
+        return self._source().normal(memory_bytes)
+
+    def linear_operator(self) -> Any:
+        """The (P·m) × n matrix of all points' rows, as a `scipy.sparse.linalg.LinearOperator`: for `svds`,
+        `lsqr` and the like, on a J of any size. Each product reads J once.
+        """
+        from jacjobs.store.exports import linear_operator
+
+        return linear_operator(self._source(), self.shape, self.dtype)
+
+    # -- for other libraries -------------------------------------------------------------------------------
+
+    def dataset(self) -> pyarrow.dataset.Dataset:
+        """An Arrow dataset over the parts: columns point, row (or column), start, values."""
+        from jacjobs.store.exports import arrow_dataset
+
+        return arrow_dataset(self._folder.place, self.record, self.part_names)
+
+    def ray(self) -> Any:
+        """A Ray dataset over the parts, with the same columns."""
+        from jacjobs.store.exports import ray_dataset
+
+        return ray_dataset(self._folder.place, self.part_names)
+
+    # -- what `jacjobs show` says --------------------------------------------------------------------------
+
     def summary(self) -> dict[str, Any]:
-        """What `jacjobs show` says, as plain data. Reads J a batch at a time: memory stays bounded."""
+        """What `jacjobs show` says, as plain data. Reads J once, a batch at a time: memory stays bounded."""
         record = self.record
-        names = self._folder.part_names()
+        sizes = self._folder.place.files()
         content: dict[str, Any] = {
             "name": record.name,
-            "path": str(self.path),
+            "path": self.path,
             "state": "complete" if self.complete else "incomplete",
+            "missing": [str(rectangle) for rectangle in self.missing],
             "shape": list(self.shape),
             "dtype": record.shape.dtype,
+            "origin": record.shape.origin or record.shape.dtype,
+            "layout": record.layout,
             "outputs": [segment.model_dump(mode="json") for segment in self.outputs],
             "inputs": [segment.model_dump(mode="json") for segment in self.inputs],
             "strategy": record.plan["strategy"],
@@ -137,92 +277,57 @@ class JacobianDataset:
             "compression": record.plan["compression"],
             "torch": record.versions["torch"],
             "checks": None if self.manifest is None else self.manifest.checks,
-            "parts": len(names),
-            "bytes": sum((self.path / name).stat().st_size for name in names),
+            "parts": len(self.part_names),
+            "bytes": sum(sizes.get(name, 0) for name in self.part_names),
         }
-        return {**content, **self._extremes()}
+        return {**content, **self._source().extremes()}
 
-    def _extremes(self) -> dict[str, float]:
-        entries, zeros, squares, low, high = 0, 0, 0.0, np.inf, -np.inf
-        for part in self._folder.part_rectangles():
-            with pq.ParquetFile(self.path / part_name(part), memory_map=True) as file:
-                for group in range(file.metadata.num_row_groups):
-                    column = file.read_row_group(group, columns=["values"]).column("values")
-                    values = column.combine_chunks().flatten().to_numpy()
-                    entries += len(values)
-                    zeros += len(values) - int(np.count_nonzero(values))
-                    squares += float(np.einsum("i,i->", values, values, dtype=np.float64))
-                    low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if not entries:
-            return {"entries": 0}
-        return {
-            "entries": entries,
-            "norm": float(np.sqrt(squares)),
-            "min": low,
-            "max": high,
-            "zeros": zeros / entries,
-        }
+    # -- within --------------------------------------------------------------------------------------------
 
-    def _fill(self, out: NDArray[Any], start: int) -> None:
-        """Read records `start…` into the rows of `out`; record point · m + row holds that row."""
-        stop = start + len(out)
-        overlaps = []
-        for part in self._folder.part_rectangles():
-            first = part.point_start * self.shape[1] + part.row_start
-            if first < stop and start < first + part.points * part.rows:
-                overlaps.append((part, first))
-        found = sum(
-            min(stop, first + part.points * part.rows) - max(start, first) for part, first in overlaps
+    @property
+    def _whole(self) -> tuple[range, range]:
+        stored: JacobianShape = self.record.shape
+        return range(stored.rows), range(stored.columns)
+
+    def _source(self) -> products.Source:
+        rows, columns = Axis(self._rows), Axis(self._columns)
+        by_rows = self.record.layout == "rows"
+        lines, positions = (rows, columns) if by_rows else (columns, rows)
+        wanted = Wanted(Axis(range(self.points)), lines, positions)
+        return products.Source(self._parts, wanted, self.dtype, by_rows=by_rows)
+
+    def _read(self, points: Axis, rows: Axis, columns: Axis, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Entries at all combinations, shape (points, rows, columns)."""
+        if out is None:
+            out = np.empty((len(points), len(rows), len(columns)), self.dtype)
+        rows, columns = rows.shifted(self._rows.start), columns.shifted(self._columns.start)
+        if self.record.layout == "rows":
+            self._parts.read(Wanted(points, rows, columns), out)
+        else:
+            self._parts.read(Wanted(points, columns, rows), out.transpose(0, 2, 1))
+        return out
+
+
+def _alone(segment: Segment) -> Segment:
+    return segment.model_copy(update={"start": 0, "stop": segment.size})
+
+
+def _vector(what: str, given: Any, size: int, name: str, axis: int) -> NDArray[Any]:
+    array = np.asarray(given)
+    if array.ndim not in (1, 2) or array.shape[axis] != size:
+        raise ValueError(
+            f"{what}: got an array of shape {array.shape}, expected {name} = {size:,} along its "
+            f"{'first' if axis == 0 else 'last'} axis, and at most two axes"
         )
-        if found != len(out):
-            raise StoreError(
-                f"{self.path} holds {found:,} of the {len(out):,} rows asked for; "
-                f"finish it with `jacjobs resume {self.path}`"
-            )
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            for _ in threads.map(lambda pair: self._fill_from(pair[0], pair[1], out, start), overlaps):
-                pass
-
-    def _fill_from(self, part: Rectangle, first: int, out: NDArray[Any], start: int) -> None:
-        """Copy what `out` (records `start…`) wants of a part whose first record is `first`."""
-        path = self.path / part_name(part)
-        stop = start + len(out)
-        try:
-            with pq.ParquetFile(path, memory_map=True) as file:
-                self._check_part(file, part, path)
-                for group in range(file.metadata.num_row_groups):
-                    last = first + file.metadata.row_group(group).num_rows
-                    low, high = max(first, start), min(last, stop)
-                    if low < high:
-                        table = file.read_row_group(group, columns=["values"])
-                        # flatten() minds a slice, .values does not
-                        values = table.column("values").combine_chunks().flatten().to_numpy()
-                        rows = values.reshape(-1, part.columns)
-                        out[low - start : high - start] = rows[low - first : high - first]
-                    first = last
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read {path}: {error}") from error
-
-    def _check_part(self, file: pq.ParquetFile, part: Rectangle, path: Path) -> None:
-        run = (file.schema_arrow.metadata or {}).get(b"jacjobs.run", b"").decode()
-        if run != self.record.run:
-            raise StoreError(f"{path} belongs to run {run or '(none)'}, not to {self.record.run}; remove it")
-        if file.metadata.num_rows != part.points * part.rows:
-            raise StoreError(f"{path} holds {file.metadata.num_rows:,} records, not those of {part}")
+    return array
 
 
-def visible_parts(folder: RunFolder, run: str) -> list[str]:
-    """Names of the parts that `run` has committed in `folder`, each one's footer read.
-
-    Raises StoreError for a part of another run or a file that is not readable as one.
-    """
-    names = folder.part_names()
-    for name in names:
-        path = folder.path / name
-        try:
-            metadata = pq.read_schema(path).metadata or {}
-        except (OSError, ValueError) as error:
-            raise StoreError(f"cannot read {path}: {error}; remove it and resume again") from error
-        if metadata.get(b"jacjobs.run", b"").decode() != run:
-            raise StoreError(f"{path} belongs to another run; remove it and resume again")
-    return names
+def _grown(tree: Tree, leaf: Any) -> Any:
+    """The structure with `leaf(number)` for each leaf."""
+    if isinstance(tree, int):
+        return leaf(tree)
+    if "dict" in tree:
+        return {key: _grown(child, leaf) for key, child in zip(tree["keys"], tree["dict"], strict=True)}
+    if "list" in tree:
+        return [_grown(child, leaf) for child in tree["list"]]
+    return tuple(_grown(child, leaf) for child in tree["tuple"])

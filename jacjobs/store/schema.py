@@ -1,4 +1,4 @@
-"""What a part looks like: its name, its columns and its metadata."""
+"""What a part looks like: its name, its columns and its metadata. docs/format.md describes it to others."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jacjobs.shape import Rectangle
+from jacjobs.shape import Box, Layout, Rectangle
 
 FORMAT = 1
 """Version of the format. A reader refuses a higher one."""
 
-_NAME = re.compile(r"part-p(\d+)-(\d+)-r(\d+)-(\d+)-c(\d+)-(\d+)\.parquet")
+_NAME = re.compile(r"part-p(\d{9,})-(\d{9,})-r(\d{9,})-(\d{9,})-c(\d{9,})-(\d{9,})\.parquet")
 VALUES_PATH = "values.list.element"
 """Parquet's name for the column of entries."""
 
@@ -30,26 +30,47 @@ def part_rectangle(name: str) -> Rectangle | None:
     return Rectangle(*map(int, match.groups())) if match else None
 
 
-def part_schema(columns: int, dtype: str, metadata: dict[str, str] | None = None) -> pa.Schema:
-    """Layout `rows`: `values[k]` is `J[point][row, start + k]`."""
+def part_schema(
+    layout: Layout, length: int, stripe: int | None, dtype: str, metadata: dict[str, str] | None = None
+) -> pa.Schema:
+    """Layout `rows`: `values[k]` is `J[point][row, start + k]`; `columns`: `J[point][start + k, column]`.
+
+    Lines that are cut into stripes are lists of any length, since the last stripe of a line may be shorter.
+    """
     value = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
+    values = pa.list_(value) if stripe else pa.list_(value, length)
     return pa.schema(
         [
             pa.field("point", pa.int64(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
+            pa.field("row" if layout == "rows" else "column", pa.int64(), nullable=False),
             pa.field("start", pa.int64(), nullable=False),
-            pa.field("values", pa.list_(value, columns), nullable=False),
+            pa.field("values", values, nullable=False),
         ],
         metadata={f"jacjobs.{key}": value for key, value in (metadata or {}).items()},
     )
 
 
-def part_records(block: Rectangle, values: NDArray[np.generic], schema: pa.Schema) -> pa.Table:
-    """The records of a block, `values` of shape (points, rows, columns), without a copy of the values."""
-    records = block.points * block.rows
-    points = np.repeat(np.arange(block.point_start, block.point_stop), block.rows)
-    rows = np.tile(np.arange(block.row_start, block.row_stop), block.points)
-    starts = np.full(records, block.column_start)
+def part_records(box: Box, values: NDArray[np.generic], stripe: int | None, schema: pa.Schema) -> pa.Table:
+    """The records of a box, `values` of shape (points, lines, width), without a copy of the values.
+
+    A box of a striped dataset begins at the beginning of a stripe.
+    """
+    point, line, start, stop = (np.asarray(column) for column in record_indices(box, stripe))
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    lists = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("values").type)
-    return pa.table([pa.array(points), pa.array(rows), pa.array(starts), lists], schema=schema)
+    kind = schema.field("values").type
+    if stripe:
+        ends = np.concatenate([[0], np.cumsum(stop - start)])
+        lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, type=kind)
+    else:
+        lists = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+    return pa.table([pa.array(point), pa.array(line), pa.array(start), lists], schema=schema)
+
+
+def record_indices(box: Box, stripe: int | None) -> tuple[NDArray[np.int64], ...]:
+    """(point, line, start, stop) of every record of a box, in their order."""
+    starts = np.arange(box.start, box.stop, stripe or box.width)
+    each = box.lines * len(starts)
+    points = np.repeat(np.arange(box.point_start, box.point_stop), each)
+    lines = np.tile(np.repeat(np.arange(box.line_start, box.line_stop), len(starts)), box.points)
+    start = np.tile(starts, box.points * box.lines)
+    return points, lines, start, np.minimum(start + (stripe or box.width), box.stop)

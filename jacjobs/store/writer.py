@@ -1,81 +1,112 @@
-"""One part being written: blocks go in, in order; a committed Parquet file comes out."""
+"""One part being written: boxes go in, in order; a committed Parquet file comes out."""
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from jacjobs.shape import Rectangle
+from jacjobs.errors import StoreError
+from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import PendingFile, storing
+from jacjobs.store.place import Place
 from jacjobs.store.schema import VALUES_PATH, part_name, part_records, part_schema
 
-_COMPRESSION: dict[str, dict[str, Any]] = {
+COMPRESSION: dict[Compression, dict[str, Any]] = {
     "none": {"compression": "none"},
     # Splitting floats into byte planes puts like beside like: signs and exponents then compress well.
     "zstd": {"compression": "zstd", "compression_level": 1, "use_byte_stream_split": [VALUES_PATH]},
     "lz4": {"compression": "lz4", "use_byte_stream_split": [VALUES_PATH]},
 }
+FOOTER_END = 8
+"""A Parquet file ends with the length of its footer, in four bytes, and PAR1."""
+PAGE_BYTES = 1 << 20
+READ_BYTES = 8 << 20
 
 
 class PartRecord(BaseModel):
-    """What the manifest says of a part."""
+    """What the manifest says of a part: digests (XXH3, 128 bits) of the file, and of its footer."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     bytes: int
-    sha256: str
+    digest: str
+    footer: str
+
+
+class PartFormat(BaseModel):
+    """How the parts of a run are written.
+
+    stripe:         entries of a line in a record; None: all.
+    group_records:  records in a row group.
+    metadata:       what every part says of itself, besides its rectangle and dtype.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: JacobianShape
+    layout: Layout = "rows"
+    compression: Compression = "none"
+    stripe: int | None = None
+    group_records: int
+    metadata: dict[str, str]
 
 
 class PartWriter:
-    """Writes a part block by block: memory holds one row group, however large the part is.
+    """Writes a part box by box: memory holds one row group, however large the part is.
 
     `values` may be in any state after `add` returns; nothing keeps a reference to it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        scratch: Path,
-        part: Rectangle,
-        dtype: str,
-        *,
-        compression: str,
-        row_group_rows: int,
-        metadata: dict[str, str],
-    ) -> None:
-        extent = ",".join(map(str, part))
-        self._schema = part_schema(part.columns, dtype, {**metadata, "dtype": dtype, "rectangle": extent})
-        self._row_group_rows = row_group_rows
-        self._bytes = part.entries * np.dtype(dtype).itemsize
-        self._pending = PendingFile(folder / part_name(part), scratch)
-        with storing(self._pending.path, self._bytes):
+    def __init__(self, place: Place, part: Rectangle, form: PartFormat) -> None:
+        shape = form.shape
+        self._form = form
+        self._place = place
+        self._name = part_name(part)
+        metadata = {
+            **form.metadata,
+            "dtype": shape.dtype,
+            "origin": shape.origin or shape.dtype,
+            "layout": form.layout,
+            "rectangle": ",".join(map(str, part)),
+        }
+        length = shape.lines(form.layout)[1]
+        self._schema = part_schema(form.layout, length, form.stripe, shape.dtype, metadata)
+        self._bytes = part.entries * shape.item_bytes
+        with self._storing():
+            self._pending = place.pending(self._name)
             self._writer = pq.ParquetWriter(
-                self._pending.path,
+                self._pending,
                 self._schema,
                 use_dictionary=False,
-                write_statistics=["point", "row", "start"],
-                **_COMPRESSION[compression],
+                write_statistics=[field.name for field in self._schema if field.name != "values"],
+                write_page_checksum=True,
+                data_page_size=PAGE_BYTES,
+                **COMPRESSION[form.compression],
             )
 
-    def add(self, block: Rectangle, values: NDArray[np.generic]) -> None:
-        """Append a block; blocks come in the order of their records."""
-        with storing(self._pending.path, self._bytes):
-            self._writer.write_table(
-                part_records(block, values, self._schema), row_group_size=self._row_group_rows
-            )
+    def add(self, box: Box, values: NDArray[np.generic]) -> None:
+        """Append entries, shape (points, lines, width); boxes come in the order of their records."""
+        with self._storing():
+            table = part_records(box, values, self._form.stripe, self._schema)
+            self._writer.write_table(table, row_group_size=self._form.group_records)
 
     def commit(self) -> PartRecord:
         """Make the part visible under its final name, and say what it is."""
-        with storing(self._pending.path, self._bytes):
+        with self._storing():
             self._writer.close()
-            record = describe(self._pending.path, self._pending.final.name)
+            record = PartRecord(
+                name=self._name,
+                bytes=self._pending.nbytes,
+                digest=self._pending.digest(),
+                footer=_footer_digest(self._pending),
+            )
             self._pending.commit()
         return record
 
@@ -83,14 +114,54 @@ class PartWriter:
         """Leave nothing behind."""
         try:
             self._writer.close()
-        except OSError:
+        except (OSError, ValueError):
             pass  # a full disk: there is nothing to keep
         finally:
             self._pending.discard()
 
+    def _storing(self) -> Any:
+        return storing(self._place.at(self._name), self._bytes)
 
-def describe(path: Path, name: str) -> PartRecord:
-    """Size and digest of a file, by reading it."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PartRecord(name=name, bytes=path.stat().st_size, sha256=digest)
+
+def compressible(entries: NDArray[np.generic]) -> float:
+    """The part of their bytes that compression (zstd, as parts are written) saves; negative if it adds."""
+    sizes: list[int] = []
+    for compression in ("none", "zstd"):
+        sink = pa.BufferOutputStream()
+        values = pa.field("values", pa.list_(pa.field("element", pa.from_numpy_dtype(entries.dtype))))
+        flat = pa.array(np.ascontiguousarray(entries))
+        lists = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat, type=values.type)
+        pq.write_table(
+            pa.table([lists], schema=pa.schema([values])),
+            sink,
+            use_dictionary=False,
+            write_statistics=False,
+            **COMPRESSION[compression],
+        )
+        sizes.append(sink.getvalue().size)
+    plain, packed = sizes
+    return 1 - packed / plain
+
+
+def _footer_digest(file: PendingFile) -> str:
+    length = int.from_bytes(file.tail(FOOTER_END)[:4], "little")
+    return str(xxhash.xxh3_128_hexdigest(file.tail(length + FOOTER_END)))
+
+
+def describe(place: Place, name: str) -> PartRecord:
+    """Size and digests of a part that is there, by reading it."""
+    digest, footer, nbytes = xxhash.xxh3_128(), b"", 0
+    with place.open(name) as file:
+        while data := file.read(READ_BYTES):
+            digest.update(data)
+            nbytes += len(data)
+        length = int.from_bytes(file.read_at(FOOTER_END, max(0, nbytes - FOOTER_END))[:4], "little")
+        if length + FOOTER_END > nbytes:
+            raise StoreError(f"{place.at(name)} is no Parquet file; remove it, then `jacjobs resume`")
+        footer = file.read_at(length + FOOTER_END, nbytes - length - FOOTER_END)
+    return PartRecord(
+        name=name,
+        bytes=nbytes,
+        digest=digest.hexdigest(),
+        footer=xxhash.xxh3_128_hexdigest(footer),
+    )

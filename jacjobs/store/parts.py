@@ -1,0 +1,298 @@
+"""The parts of a run, read: in threads, a few row groups at a time, each page checked against its sum.
+
+What is read is what was written, or an error: pages carry a checksum (CRC-32), the footer of a part that the
+manifest knows must have the digest that stands there, and a part that is none of this run's is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from jacjobs.errors import StoreError
+from jacjobs.shape import Box, Rectangle
+from jacjobs.store.commit import reason
+from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.place import Place
+from jacjobs.store.schema import part_name, part_rectangle, part_schema
+from jacjobs.store.selection import Wanted, boxes_of
+from jacjobs.store.writer import FOOTER_END, PartRecord
+
+TASK_BYTES = 16 << 20
+"""What a thread reads in one go."""
+AHEAD = 2
+"""Tasks under way for each thread: bounds memory."""
+_MAGIC = b"PAR1"
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part that is there; `record` is what the manifest says of it, if there is one yet."""
+
+    name: str
+    box: Box
+    record: PartRecord | None = None
+
+
+class Parts:
+    """The parts of one run. Remembers their footers; safe to use from threads."""
+
+    def __init__(self, folder: RunFolder, record: RunRecord, manifest: Manifest | None) -> None:
+        """What the manifest lists, or without one what is there.
+
+        Raises StoreError where parts overlap, or the manifest does not list all of J.
+        """
+        self._place: Place = folder.place
+        self._run = record.run
+        self._shape = record.shape
+        self._layout, self._stripe = record.layout, record.stripe
+        self._lines, self._length = record.shape.lines(record.layout)
+        self._footers: dict[str, Any] = {}
+        if manifest is None:
+            named: list[tuple[str, PartRecord | None]] = [(name, None) for name in folder.part_names()]
+        else:
+            named = [(part.name, part) for part in manifest.parts]
+        self.all = sorted(
+            (Part(name, self._box(name), record) for name, record in named), key=lambda part: part.box
+        )
+        self.missing = self._gaps()
+        if manifest is not None and self.missing:
+            raise StoreError(f"the manifest of {folder} lists no part with {self.missing[0]}; restore it")
+
+    def each(
+        self, wanted: Wanted, function: Callable[[Box, NDArray[Any]], _Result | None]
+    ) -> Iterator[_Result]:
+        """Apply `function` to the boxes that hold anything wanted, with their entries (points, lines, width).
+
+        In threads, but the results come in the order of the records. None is left out.
+        """
+        tasks = (
+            (part, groups)
+            for part in self.all
+            if wanted.overlap(part.box) is not None
+            for groups in self._tasks(part, wanted)
+        )
+
+        def work(task: tuple[Part, list[tuple[int, int, int]]]) -> list[_Result]:
+            part, groups = task
+            results = []
+            for box, values in self._boxes(part, groups):
+                if wanted.overlap(box) is not None and (result := function(box, values)) is not None:
+                    results.append(result)
+            return results
+
+        threads = max(1, len(os.sched_getaffinity(0)))
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: deque[Any] = deque()
+            try:
+                for task in tasks:
+                    waiting.append(pool.submit(work, task))
+                    if len(waiting) >= AHEAD * threads:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def read(self, wanted: Wanted, out: NDArray[Any]) -> None:
+        """Put what is wanted into `out`, of shape `wanted.extent`.
+
+        Raises StoreError where some of it is not there yet, or a part cannot be read.
+        """
+        self.require(wanted)
+
+        def fill(box: Box, values: NDArray[Any]) -> None:
+            overlap = wanted.overlap(box)
+            if overlap is not None:
+                out[overlap.there] = overlap.take(values)
+
+        for _ in self.each(wanted, fill):
+            pass
+
+    def require(self, wanted: Wanted) -> None:
+        """Raises StoreError where some of what is wanted is not there yet."""
+        if not self.missing:
+            return
+        lacking = [gap for gap in self.missing if wanted.overlap(gap.box(self._layout)) is not None]
+        if lacking:
+            asked = len(wanted.points) * len(wanted.lines)
+            there = sum(o.lines for part in self.all if (o := wanted.overlap(part.box)) is not None)
+            raise StoreError(
+                f"{self._place} holds {there:,} of the {asked:,} {self._layout} asked for: the run is not "
+                f"finished, and {lacking[0]} is among what is missing; `jacjobs resume {self._place}` "
+                "finishes it"
+            )
+
+    def check(self) -> None:
+        """Read the footer of every part. Raises StoreError for one that is none of this run's, or damaged."""
+        for part in self.all:
+            with self.open(part):
+                pass
+
+    # -- one part ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def open(self, part: Part) -> Iterator[pq.ParquetFile]:
+        """Its footer checked: of this run, of this rectangle, and as the manifest knows it."""
+        where = self._place.at(part.name)
+        try:
+            with self._place.open(part.name) as file:
+                if part.name not in self._footers:
+                    self._footers[part.name] = self._footer(file, part, where)
+                yield pq.ParquetFile(file, metadata=self._footers[part.name], page_checksum_verification=True)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(where, error) from error
+
+    def _footer(self, file: pa.NativeFile, part: Part, where: str) -> Any:
+        size, known = file.size(), part.record
+        if known is not None and size != known.bytes:
+            raise StoreError(
+                f"{where} has {size:,} bytes, not the {known.bytes:,} that were written; {_MEND}"
+            )
+        end = file.read_at(FOOTER_END, max(0, size - FOOTER_END))
+        length = int.from_bytes(end[:4], "little")
+        if end[4:] != _MAGIC or length + FOOTER_END > size:
+            raise StoreError(f"{where} is cut short, or no Parquet file; {_MEND}")
+        footer = file.read_at(length + FOOTER_END, size - length - FOOTER_END)
+        if known is not None and xxhash.xxh3_128_hexdigest(footer) != known.footer:
+            raise StoreError(f"{where} was changed since it was written (its footer); {_MEND}")
+        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        self._check(metadata, part, where)
+        return metadata
+
+    def _check(self, metadata: Any, part: Part, where: str) -> None:
+        own = metadata.metadata or {}
+        run = own.get(b"jacjobs.run", b"").decode(errors="replace")
+        if run != self._run:
+            raise StoreError(f"{where} is a part of run {run or '(none)'}, not of {self._run}; {_MEND}")
+        rectangle = own.get(b"jacjobs.rectangle", b"").decode(errors="replace")
+        if rectangle != ",".join(map(str, part.box.rectangle(self._layout))):
+            raise StoreError(f"{where} holds the entries {rectangle}, not those of its name; {_MEND}")
+        schema = part_schema(self._layout, self._length, self._stripe, self._shape.dtype)
+        if not metadata.schema.to_arrow_schema().equals(schema):
+            raise StoreError(f"{where} does not have the columns of this run's parts; {_MEND}")
+        if metadata.num_rows != self.records(part.box):
+            raise StoreError(
+                f"{where} has {metadata.num_rows:,} records, not those of its rectangle; {_MEND}"
+            )
+
+    def records(self, box: Box) -> int:
+        """How many records hold the lines of a box."""
+        return box.points * box.lines * -(-box.width // (self._stripe or box.width))
+
+    def _tasks(self, part: Part, wanted: Wanted) -> Iterator[list[tuple[int, int, int]]]:
+        """Row groups with anything wanted, a few at a time: (number, first record, last record)."""
+        with self.open(part) as file:
+            metadata = file.metadata
+        some: list[tuple[int, int, int]] = []
+        nbytes, first = 0, 0
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            last = first + group.num_rows
+            if any(
+                wanted.overlap(box) is not None for box, _ in boxes_of(part.box, self._stripe, first, last)
+            ):
+                some.append((number, first, last))
+                nbytes += group.total_byte_size
+            if nbytes >= TASK_BYTES:
+                yield some
+                some, nbytes = [], 0
+            first = last
+        if some:
+            yield some
+
+    def _boxes(
+        self, part: Part, groups: Sequence[tuple[int, int, int]]
+    ) -> Iterator[tuple[Box, NDArray[Any]]]:
+        with self.open(part) as file:
+            for number, first, last in groups:
+                values = self._values(file, part, number, last - first)
+                width = self._stripe or self._length
+                for box, records in boxes_of(part.box, self._stripe, first, last):
+                    if self._stripe:
+                        yield box, values[records.start][None, None]
+                    else:
+                        flat = values[0][records.start * width : records.stop * width]
+                        yield box, flat.reshape(box.extent)
+
+    def _values(self, file: pq.ParquetFile, part: Part, group: int, records: int) -> list[NDArray[Any]]:
+        """The entries of a row group: of each record where lines have stripes, else all in one array."""
+        # Arrow's threads would not help: there is one column.
+        table = file.read_row_group(group, columns=["values"], use_threads=False)
+        column = table.column("values").combine_chunks()
+        flat = column.flatten().to_numpy()  # flatten() minds a slice, .values does not
+        if self._stripe:
+            return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1])
+        if len(flat) != records * self._length:
+            where = self._place.at(part.name)
+            raise StoreError(f"{where} has {len(flat):,} entries in row group {group}; {_MEND}")
+        return [flat]
+
+    # -- coverage ------------------------------------------------------------------------------------------
+
+    def _box(self, name: str) -> Box:
+        rectangle = part_rectangle(name)
+        shape = self._shape
+        whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
+        box = (rectangle or whole).box(self._layout)
+        if (
+            rectangle is None
+            or part_name(rectangle) != name
+            or not all(whole[i] <= rectangle[i] < rectangle[i + 1] <= whole[i + 1] for i in (0, 2, 4))
+            or box.width != self._length
+        ):
+            raise StoreError(f"{self._place.at(name)} is no part of this run; remove it")
+        return box
+
+    def _gaps(self) -> list[Rectangle]:
+        """What no part holds. Parts of the same points lie side by side; those of others do not overlap."""
+        gaps: list[Box] = []
+        whole = Box(0, self._shape.points, 0, self._lines, 0, self._length)
+        point, line, span = 0, self._lines, (0, 0)
+        for part in self.all:
+            box = part.box
+            if (box.point_start, box.point_stop) != span:
+                if line < self._lines:
+                    gaps.append(whole._replace(point_start=span[0], point_stop=span[1], line_start=line))
+                if box.point_start > point:
+                    gaps.append(whole._replace(point_start=point, point_stop=box.point_start))
+                if box.point_start < point:
+                    raise self._overlap(part)
+                span, point, line = (box.point_start, box.point_stop), box.point_stop, 0
+            if box.line_start < line:
+                raise self._overlap(part)
+            if box.line_start > line:
+                gaps.append(box._replace(line_start=line, line_stop=box.line_start))
+            line = box.line_stop
+        if line < self._lines:
+            gaps.append(whole._replace(point_start=span[0], point_stop=span[1], line_start=line))
+        if point < whole.point_stop:
+            gaps.append(whole._replace(point_start=point))
+        return [gap.rectangle(self._layout) for gap in gaps]
+
+    def _overlap(self, part: Part) -> StoreError:
+        return StoreError(
+            f"{self._place.at(part.name)} overlaps another part; remove the one that is not ours"
+        )
+
+
+_MEND = "remove it, then `jacjobs resume` makes it again"
+
+
+def _unreadable(where: str, error: BaseException) -> StoreError:
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{where} is missing; `jacjobs resume` makes it again")
+    return StoreError(f"{where} cannot be read: {reason(error)}; {_MEND}")

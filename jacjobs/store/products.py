@@ -1,0 +1,199 @@
+"""Products of J with vectors and with itself, streamed: memory is bounded, and results do not depend on it.
+
+The stored matrices are lines, of rows or of columns. A product sums either along the lines, which each line
+does for itself, or across them. Partial results are added up in the order of the records, whatever thread
+was ready first, so the same dataset gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jacjobs.shape import Box
+from jacjobs.store.parts import Parts
+from jacjobs.store.selection import Axis, Overlap, Wanted
+
+_Kernel = Callable[[Overlap, NDArray[Any]], NDArray[Any]]
+
+
+class Source:
+    """What of the parts is multiplied: points, and a range of lines and of positions along them."""
+
+    def __init__(self, parts: Parts, wanted: Wanted, dtype: np.dtype[Any], *, by_rows: bool) -> None:
+        """`by_rows`: whether lines are rows of J, or else columns."""
+        self._parts = parts
+        self._wanted = wanted
+        self._by_rows = by_rows
+        # Sums in half precision are neither accurate nor fast.
+        self._dtype = np.dtype(np.float32) if dtype == np.float16 else dtype
+
+    # -- with vectors --------------------------------------------------------------------------------------
+
+    def by_columns(self, v: NDArray[Any], *, total: bool) -> NDArray[Any]:
+        """J[p] @ v[p]: v of shape (P or 1, n, k) gives (P, m, k); if `total`, the points' sum, (1, m, k)."""
+        return self._along(v, total) if self._by_rows else self._across(v, total)
+
+    def by_rows(self, u: NDArray[Any], *, total: bool) -> NDArray[Any]:
+        """J[p].T @ u[p]: u of shape (P or 1, m, k) gives (P, n, k); summed likewise."""
+        return self._across(u, total) if self._by_rows else self._along(u, total)
+
+    def _along(self, v: NDArray[Any], total: bool) -> NDArray[Any]:
+        """Each line times v, of shape (P or 1, length of a line, k)."""
+        v = self._cast(v)
+
+        def kernel(overlap: Overlap, values: NDArray[Any]) -> NDArray[Any]:
+            points, _, positions = overlap.there
+            made: NDArray[Any] = np.matmul(values, v[points if len(v) > 1 else slice(None), positions])
+            return made
+
+        return self._summed(kernel, self._wanted.extent[1], v, total, axis=1)
+
+    def _across(self, u: NDArray[Any], total: bool) -> NDArray[Any]:
+        """The lines, each times its entry of u, of shape (P or 1, lines, k)."""
+        u = self._cast(u)
+
+        def kernel(overlap: Overlap, values: NDArray[Any]) -> NDArray[Any]:
+            points, lines, _ = overlap.there
+            weights = u[points if len(u) > 1 else slice(None), lines]
+            made: NDArray[Any] = np.matmul(values.transpose(0, 2, 1), weights)
+            return made
+
+        return self._summed(kernel, self._wanted.extent[2], u, total, axis=2)
+
+    def _summed(
+        self, kernel: _Kernel, length: int, v: NDArray[Any], total: bool, *, axis: int
+    ) -> NDArray[Any]:
+        """Add the kernel's results up where their boxes lie on `axis`, 1 the lines or 2 the positions."""
+        self._parts.require(self._wanted)
+        points = self._wanted.extent[0]
+        out = np.zeros((1 if total else points, length, v.shape[2]), np.result_type(self._dtype, v))
+
+        def work(box: Box, values: NDArray[Any]) -> tuple[slice, slice, NDArray[Any]]:
+            overlap = self._overlap(box)
+            made = kernel(overlap, self._cast(overlap.take(values)))
+            where = overlap.there
+            if total:
+                return slice(0, 1), where[axis], made.sum(0, keepdims=True)
+            return where[0], where[axis], made
+
+        for some, there, made in self._parts.each(self._wanted, work):
+            out[some, there] += made
+        return out
+
+    # -- with itself ---------------------------------------------------------------------------------------
+
+    def gram(self, memory_bytes: int) -> NDArray[Any]:
+        """J Jᵀ of all points' rows, stacked: (P·m, P·m)."""
+        return self._pairs(memory_bytes) if self._by_rows else self._stacked_pairs(memory_bytes)
+
+    def normal(self, memory_bytes: int) -> NDArray[Any]:
+        """Jᵀ J of all points' rows, stacked: (n, n)."""
+        P, lines, length = self._wanted.extent
+        out = np.zeros((length, length) if self._by_rows else (lines, lines), self._dtype)
+        if self._by_rows:  # one pass: each panel of rows adds its own product
+            step = max(1, memory_bytes // (4 * length * self._dtype.itemsize))
+            for start in range(0, P * lines, step):
+                panel = self._panel(start, min(start + step, P * lines))
+                out += panel.T @ panel
+        else:
+            for point in range(P):
+                out += self._pairs(memory_bytes, point)
+        return out
+
+    def _pairs(self, memory_bytes: int, point: int | None = None) -> NDArray[Any]:
+        """The products of all pairs of lines, stacked over the points, or of one point: two panels of lines
+        are in memory at a time.
+        """
+        P, lines, length = self._wanted.extent
+        first, count = (0, P * lines) if point is None else (point * lines, lines)
+        out = np.empty((count, count), self._dtype)
+        step = max(1, memory_bytes // (3 * length * self._dtype.itemsize))
+        panels = [(start, min(start + step, count)) for start in range(0, count, step)]
+        for i, (low, high) in enumerate(panels):
+            upper = self._panel(first + low, first + high)
+            out[low:high, low:high] = upper @ upper.T
+            for start, stop in panels[i + 1 :]:
+                product = upper @ self._panel(first + start, first + stop).T
+                out[low:high, start:stop] = product
+                out[start:stop, low:high] = product.T
+        return out
+
+    def _stacked_pairs(self, memory_bytes: int) -> NDArray[Any]:
+        """The products of all pairs of positions, of all points, summed over the lines: one pass over lines
+        that are columns of J.
+        """
+        P, lines, length = self._wanted.extent
+        out = np.zeros((P * length, P * length), self._dtype)
+        step = max(1, memory_bytes // (4 * P * length * self._dtype.itemsize))
+        for start in range(0, lines, step):
+            some = Axis(self._range(1)[start : start + step])
+            read = self._read(self._wanted._replace(lines=some))
+            slab = read.transpose(1, 0, 2).reshape(read.shape[1], -1)
+            out += slab.T @ slab
+        return out
+
+    def _panel(self, start: int, stop: int) -> NDArray[Any]:
+        """Lines start…stop of all points' lines, stacked: shape (lines, length)."""
+        _, lines, length = self._wanted.extent
+        rows = []
+        while start < stop:
+            point, line = divmod(start, lines)
+            points, some = 1, min(lines - line, stop - start)
+            if line == 0 and stop - start >= lines:
+                points = (stop - start) // lines
+            wanted = self._wanted._replace(
+                points=Axis(self._range(0)[point : point + points]),
+                lines=Axis(self._range(1)[line : line + some]),
+            )
+            rows.append(self._read(wanted).reshape(-1, length))
+            start += points * some
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+    # -- extremes ------------------------------------------------------------------------------------------
+
+    def extremes(self) -> dict[str, float]:
+        """Of the entries that are there: their number, norm, least, greatest, and the part that is zero."""
+
+        def work(box: Box, values: NDArray[Any]) -> tuple[int, int, float, float, float]:
+            some = self._overlap(box).take(values)
+            exact = np.square(some, dtype=np.float64)
+            zeros = some.size - int(np.count_nonzero(some))
+            return some.size, zeros, float(exact.sum()), float(some.min()), float(some.max())
+
+        entries, zeros, squares, low, high = 0, 0, 0.0, np.inf, -np.inf
+        for size, none, square, least, greatest in self._parts.each(self._wanted, work):
+            entries, zeros, squares = entries + size, zeros + none, squares + square
+            low, high = np.fmin(low, least), np.fmax(high, greatest)
+        if not entries:
+            return {"entries": 0}
+        return {
+            "entries": entries,
+            "norm": float(np.sqrt(squares)),
+            "min": float(low),
+            "max": float(high),
+            "zeros": zeros / entries,
+        }
+
+    # -- within --------------------------------------------------------------------------------------------
+
+    def _overlap(self, box: Box) -> Overlap:
+        overlap = self._wanted.overlap(box)
+        assert overlap is not None
+        return overlap
+
+    def _range(self, axis: int) -> range:
+        indices = self._wanted[axis].indices
+        assert isinstance(indices, range)
+        return indices
+
+    def _read(self, wanted: Wanted) -> NDArray[Any]:
+        out = np.empty(wanted.extent, self._dtype)
+        self._parts.read(wanted, out)
+        return out
+
+    def _cast(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.astype(self._dtype, copy=False) if values.dtype == np.float16 else values
