@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jacjobs.api import Run, open, plan, resume, submit
+    from jacjobs.api import Run, plan, resume, submit, verify
     from jacjobs.autodiff.jacobian import jacobian
     from jacjobs.errors import JacjobsError
     from jacjobs.problem import Problem
     from jacjobs.store.reader import JacobianDataset
+    from jacjobs.store.reader import open_run as open
 
 __all__ = [
     "JacjobsError",
@@ -22,6 +23,7 @@ __all__ = [
     "plan",
     "resume",
     "submit",
+    "verify",
 ]
 
 _HOMES = {
@@ -30,14 +32,16 @@ _HOMES = {
     "Problem": "jacjobs.problem",
     "Run": "jacjobs.api",
     "jacobian": "jacjobs.autodiff.jacobian",
-    "open": "jacjobs.api",
+    "open": "jacjobs.store.reader:open_run",
     "plan": "jacjobs.api",
     "resume": "jacjobs.api",
     "submit": "jacjobs.api",
+    "verify": "jacjobs.api",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module 'jacjobs' has no attribute {name!r}")

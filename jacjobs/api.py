@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import STRATEGIES
-from jacjobs.autodiff.check import CHECKERS
+from jacjobs.autodiff.check import CHECKERS, Checker
 from jacjobs.errors import InputError, JacjobsError, RunDiffersError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
@@ -34,6 +34,7 @@ from jacjobs.run.tradeoff import Reading, readings
 from jacjobs.run.tuner import Tuner, seconds_for
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
+from jacjobs.store.verify import Fault, Verdict, verify_run
 
 INLINE, LOCAL = "inline", "local"
 THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "stripe", "group_records"}
@@ -141,9 +142,48 @@ def resume(path: str | Path, *, address: str | None = None) -> Run:
     return submit_job(job_from_spec(spec, Path(record.job["folder"])))
 
 
-def open(path: str | Path) -> JacobianDataset:
-    """The dataset at `path`, a folder or a URI; see `JacobianDataset`."""
-    return open_run(path)
+def verify(path: str | Path, problem: Problem | None = None) -> Verdict:
+    """Read all of the dataset at `path`, and compare it with what its run said that it wrote: the digests of
+    its files, its geometry (every entry exactly once), every record. Runs no code.
+
+    problem:  if given, J is also compared with products of this problem (Freivalds' check, as while it was
+              computed, but at every point), and the problem with the run's fingerprint. Runs its function.
+
+    Raises InputError where there is no run.
+    """
+    verdict = verify_run(str(path))
+    if problem is None or not verdict.sound or not verdict.complete:
+        return verdict
+    return replace(verdict, faults=tuple(_products_faults(open_run(path), problem)))
+
+
+def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
+    """Where the dataset differs from the problem's own products."""
+    record = J.record
+    plan = Plan.model_validate(record.plan)
+    if record.options.get("dtype") is not None:
+        problem = problem.to(dtype=getattr(torch, record.options["dtype"]))
+    if record.options.get("seed") is not None:
+        problem = problem.seeded(record.options["seed"])
+    marks = fingerprint(problem)
+    for what in dict.fromkeys([*marks, *record.fingerprint]):
+        if marks.get(what) != record.fingerprint.get(what):
+            yield Fault("_jacjobs/plan.json", f"is of another problem: {what} differs")
+            return
+    makes = "columns" if plan.by_columns else "rows"
+    works = {c.strategy for c in plan.candidates if c.reason is None}
+    by = plan.checked_by or next(name for name in CHECKERS[makes] if name in works or name.endswith("loop"))
+    checker = Checker(problem, makes, by, plan.check_points, every_point=True, stored=plan.shape.dtype)
+    for bundle in range(plan.tiling.bundles):
+        for position in range(plan.tiling.blocks_in(bundle)):
+            r = plan.tiling.block(bundle, position)
+            values = J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+            found = checker.check(r, values)
+            if not found.passed:
+                yield Fault(
+                    ", ".join(J.parts_with(r)),
+                    f"{r} differs from products of {by} by {found.error:.1e}, relative",
+                )
 
 
 # -- runs --------------------------------------------------------------------------------------------------

@@ -89,5 +89,9 @@ class DeviceMemoryError(JacjobsError):
     """Not even one product of the leanest strategy fits the device's memory."""
 
 
+class UnsoundError(JacjobsError):
+    """A dataset is not what its run wrote."""
+
+
 class StoreError(JacjobsError):
     """The dataset cannot be written or read: disk full, denied, damaged, not a run."""

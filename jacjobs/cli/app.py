@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jacjobs.cli import render
-from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError
+from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError, UnsoundError
 
 if TYPE_CHECKING:
     from jacjobs.api import Job, Run
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its URI.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file.")
 ]
@@ -89,8 +90,6 @@ def tune(
     """Measure memory and speed against the chunk, for every strategy that works: a table, a CSV, a
     picture.
     """
-    from dataclasses import asdict
-
     from jacjobs.api import measure_job
     from jacjobs.cli import plots
 
@@ -124,6 +123,32 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
         _print_json(summary)
     else:
         render.summary(summary)
+
+
+@app.command()
+def verify(
+    run: RunPath,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB.yaml", help="Compare J with products of this job too. Runs its code."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a dataset is what its run wrote: every digest, every record. Runs no code of the job."""
+    if against is None:
+        from jacjobs.store.verify import verify_run
+
+        verdict = verify_run(run)
+    else:
+        from jacjobs.api import verify as verify_products
+
+        verdict = verify_products(run, _job(against, None).problem)
+    if as_json:
+        _print_json({"sound": verdict.sound, **asdict(verdict)})
+    else:
+        render.verdict(verdict, against is not None)
+    if not verdict.sound:
+        raise typer.Exit(UnsoundError.exit_code)
 
 
 def main() -> None:

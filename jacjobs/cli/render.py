@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jacjobs.run.coordinator import Progress as RunProgress
     from jacjobs.run.tradeoff import Reading
     from jacjobs.store.folder import Manifest
+    from jacjobs.store.verify import Verdict
 
 LINE_SECONDS = 5.0
 """How often a log line appears where there is no terminal."""
@@ -172,6 +173,16 @@ def summary(content: dict[str, Any]) -> None:
         rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
         rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
     _print_rows(rows)
+
+
+def verdict(found: Verdict, compared: bool) -> None:
+    """What `verify` found, a line a fault."""
+    state = "complete" if found.complete else "not complete; what is there was read"
+    for fault in found.faults:
+        note(f"FAULT  {fault}")
+    well = "sound" if found.sound else count(len(found.faults), "fault")
+    products = ", J agrees with the job's products" if compared and found.sound and found.complete else ""
+    note(f"{well}: {count(found.parts, 'part')}, {size(found.nbytes)} read; {state}{products}")
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Parts:
         self._place: Place = folder.place
         self._run = record.run
         self._shape = record.shape
-        self._layout, self._stripe = record.layout, record.stripe
+        self._layout, self.stripe = record.layout, record.stripe
         self._lines, self._length = record.shape.lines(record.layout)
         self._footers: dict[str, Any] = {}
         if manifest is None:
@@ -181,7 +181,7 @@ class Parts:
         rectangle = own.get(b"jacjobs.rectangle", b"").decode(errors="replace")
         if rectangle != ",".join(map(str, part.box.rectangle(self._layout))):
             raise StoreError(f"{where} holds the entries {rectangle}, not those of its name; {_MEND}")
-        schema = part_schema(self._layout, self._length, self._stripe, self._shape.dtype)
+        schema = part_schema(self._layout, self._length, self.stripe, self._shape.dtype)
         if not metadata.schema.to_arrow_schema().equals(schema):
             raise StoreError(f"{where} does not have the columns of this run's parts; {_MEND}")
         if metadata.num_rows != self.records(part.box):
@@ -191,7 +191,7 @@ class Parts:
 
     def records(self, box: Box) -> int:
         """How many records hold the lines of a box."""
-        return box.points * box.lines * -(-box.width // (self._stripe or box.width))
+        return box.points * box.lines * -(-box.width // (self.stripe or box.width))
 
     def _tasks(self, part: Part, wanted: Wanted) -> Iterator[list[tuple[int, int, int]]]:
         """Row groups with anything wanted, a few at a time: (number, first record, last record)."""
@@ -203,7 +203,7 @@ class Parts:
             group = metadata.row_group(number)
             last = first + group.num_rows
             if any(
-                wanted.overlap(box) is not None for box, _ in boxes_of(part.box, self._stripe, first, last)
+                wanted.overlap(box) is not None for box, _ in boxes_of(part.box, self.stripe, first, last)
             ):
                 some.append((number, first, last))
                 nbytes += group.total_byte_size
@@ -220,9 +220,9 @@ class Parts:
         with self.open(part) as file:
             for number, first, last in groups:
                 values = self._values(file, part, number, last - first)
-                width = self._stripe or self._length
-                for box, records in boxes_of(part.box, self._stripe, first, last):
-                    if self._stripe:
+                width = self.stripe or self._length
+                for box, records in boxes_of(part.box, self.stripe, first, last):
+                    if self.stripe:
                         yield box, values[records.start][None, None]
                     else:
                         flat = values[0][records.start * width : records.stop * width]
@@ -234,7 +234,7 @@ class Parts:
         table = file.read_row_group(group, columns=["values"], use_threads=False)
         column = table.column("values").combine_chunks()
         flat = column.flatten().to_numpy()  # flatten() minds a slice, .values does not
-        if self._stripe:
+        if self.stripe:
             return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1])
         if len(flat) != records * self._length:
             where = self._place.at(part.name)

@@ -125,6 +125,16 @@ class JacobianDataset:
         """Files of the dataset, in the order of their records."""
         return [part.name for part in self._parts.all]
 
+    def parts_with(self, rectangle: Rectangle) -> list[str]:
+        """The files that hold entries of a rectangle of J."""
+        box = rectangle.box(self.record.layout)
+        wanted = Wanted(
+            Axis(range(box.point_start, box.point_stop)),
+            Axis(range(box.line_start, box.line_stop)),
+            Axis(range(box.start, box.stop)),
+        )
+        return [part.name for part in self._parts.all if wanted.overlap(part.box) is not None]
+
     def __repr__(self) -> str:
         state = "complete" if self.complete else "incomplete"
         size = " × ".join(f"{length:,}" for length in self.shape)

@@ -7,6 +7,7 @@ again, by NumPy itself, to give exactly what NumPy would.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,14 @@ from jacjobs.errors import InputError
 from jacjobs.shape import Box, Segment
 
 
-class Axis(NamedTuple):
+@dataclass(frozen=True)
+class Axis:
     """Sorted, distinct indices along one axis: a range with a positive step, or an array."""
 
     indices: range | NDArray[np.int64]
 
     def __len__(self) -> int:
-        return int(len(self.indices))
+        return len(self.indices)
 
     def inside(self, start: int, stop: int) -> tuple[slice, slice | NDArray[np.int64]] | None:
         """What of them lies in start:stop: their places in the selection, and their distances from `start`.

@@ -1,0 +1,154 @@
+"""Is a dataset what its run wrote? Digests, geometry, and every record; no code of the job is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jacjobs.errors import StoreError
+from jacjobs.store.commit import reading, reason
+from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
+from jacjobs.store.parts import Part, Parts
+from jacjobs.store.schema import part_rectangle, record_indices
+from jacjobs.store.selection import boxes_of
+from jacjobs.store.writer import describe
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, and with which file of the run's folder."""
+
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `verify` saw.
+
+    faults:    what is wrong; nothing, if all is well.
+    parts:     how many were read, `nbytes` of them.
+    complete:  whether the run is; of one that is not, what is there was looked at.
+    """
+
+    faults: tuple[Fault, ...]
+    parts: int
+    nbytes: int
+    complete: bool
+
+    @property
+    def sound(self) -> bool:
+        return not self.faults
+
+
+def verify_run(path: str) -> Verdict:
+    """Read all of the dataset at `path`, and compare it with what its run said that it wrote.
+
+    Raises InputError where there is no run.
+    """
+    folder = RunFolder(path)
+    folder.require_run()
+    faults: list[Fault] = []
+    parts = None
+    complete = "manifest.json" in folder.place.files("_jacjobs")
+    for name in [PLAN, MANIFEST] if complete else [PLAN]:
+        faults += _json_faults(folder, name)
+    nbytes = 0
+    if not faults:
+        try:
+            parts = Parts(folder, folder.record(), folder.manifest())
+        except StoreError as error:
+            faults.append(Fault(_file_of(error, folder), str(error)))
+    if parts is not None:
+        faults += _strangers(folder, {part.name for part in parts.all})
+        for part in parts.all:
+            found, size = _part_faults(folder, parts, part)
+            faults += found
+            nbytes += size
+    return Verdict(tuple(faults), 0 if parts is None else len(parts.all), nbytes, complete)
+
+
+def _json_faults(folder: RunFolder, name: str) -> Iterator[Fault]:
+    """The file says its own digest, which covers its values; how they are laid out is compared too."""
+    try:
+        _ = folder.record() if name == PLAN else folder.manifest()
+        with reading(folder.place.at(name)):
+            raw = folder.place.read(name)
+    except StoreError as error:
+        yield Fault(name, str(error))
+        return
+    if (json.dumps(json.loads(raw), indent=2) + "\n").encode() != raw:
+        yield Fault(name, "was changed since it was written (its layout); restore it")
+
+
+def _strangers(folder: RunFolder, known: set[str]) -> Iterator[Fault]:
+    """Files that other readers would take for parts."""
+    for name in sorted(folder.place.files()):
+        if name not in known and (part_rectangle(name) or name.endswith(".parquet")):
+            yield Fault(name, "is no part of this run; remove it")
+
+
+def _part_faults(folder: RunFolder, parts: Parts, part: Part) -> tuple[list[Fault], int]:
+    """What is wrong with a part, and how many bytes were read: its digest, or where nobody knows that, and
+    where it is right, its records.
+    """
+    try:
+        with reading(folder.place.at(part.name)):
+            found = describe(folder.place, part.name)
+        if part.record is not None and found != part.record:
+            return [Fault(part.name, _difference(found.bytes, part.record.bytes))], found.bytes
+        with parts.open(part) as file:
+            return [Fault(part.name, what) for what in _record_faults(parts, part, file)], found.bytes
+    except StoreError as error:
+        return [Fault(part.name, str(error))], 0
+
+
+def _difference(nbytes: int, expected: int) -> str:
+    if nbytes != expected:
+        return (
+            f"has {nbytes:,} bytes, not the {expected:,} that were written; remove it, then `jacjobs resume`"
+        )
+    return "was changed since it was written (its digest differs); remove it, then `jacjobs resume`"
+
+
+def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile) -> Iterator[str]:
+    """Every record once, in order, each with the entries that its place says."""
+    first = 0
+    for number in range(file.metadata.num_row_groups):
+        try:
+            table = file.read_row_group(number, use_threads=False)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            yield f"row group {number} cannot be read: {reason(error)}; remove it, then `jacjobs resume`"
+            return
+        last = first + table.num_rows
+        boxes = [box for box, _ in boxes_of(part.box, parts.stripe, first, last)]
+        indices = [
+            np.concatenate(column)
+            for column in zip(*(record_indices(b, parts.stripe) for b in boxes), strict=True)
+        ]
+        point, line, start, stop = indices
+        lengths = table.column("values").combine_chunks().value_lengths()
+        found = [table.column(i).to_numpy() for i in range(3)] + [lengths.to_numpy()]
+        for name, has, expected in zip(
+            (*table.column_names[:3], "length of values"),
+            found,
+            (point, line, start, stop - start),
+            strict=True,
+        ):
+            if not np.array_equal(has, expected):
+                yield f"row group {number} has other records than its place says ({name}); remove it"
+        first = last
+
+
+def _file_of(error: StoreError, folder: RunFolder) -> str:
+    """The file that an error names first, relative to the run's folder."""
+    said = str(error).split()[0].removeprefix(folder.place.at(""))
+    return said if part_rectangle(said) else MANIFEST
