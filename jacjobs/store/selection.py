@@ -24,7 +24,8 @@ class Axis:
     indices: range | NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.indices)
+        size: int = len(self.indices)
+        return size
 
     def inside(self, start: int, stop: int) -> tuple[slice, slice | NDArray[np.int64]] | None:
         """What of them lies in start:stop: their places in the selection, and their distances from `start`.

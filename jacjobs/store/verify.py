@@ -130,11 +130,8 @@ def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile) -> Iterator[s
             return
         last = first + table.num_rows
         boxes = [box for box, _ in boxes_of(part.box, parts.stripe, first, last)]
-        indices = [
-            np.concatenate(column)
-            for column in zip(*(record_indices(b, parts.stripe) for b in boxes), strict=True)
-        ]
-        point, line, start, stop = indices
+        columns = zip(*(record_indices(box, parts.stripe) for box in boxes), strict=True)
+        point, line, start, stop = (np.concatenate(column) for column in columns)
         lengths = table.column("values").combine_chunks().value_lengths()
         found = [table.column(i).to_numpy() for i in range(3)] + [lengths.to_numpy()]
         for name, has, expected in zip(

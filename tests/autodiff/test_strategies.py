@@ -296,7 +296,7 @@ def test_shape_chunk_block_and_order_of_points_never_change_the_result(data, str
         rows=m,
         columns=n,
         part_points=P,
-        part_rows=m,
+        part_lines=m,
         block_points=data.draw(st.integers(1, P)),
         block_rows=m if by_columns else data.draw(st.integers(1, m)),
         block_columns=data.draw(st.integers(1, n)) if by_columns else n,

@@ -181,4 +181,4 @@ def test_blocks_of_slow_products_are_short() -> None:
     assert estimate is not None
     tiling = chooser.tiling(chooser.models["vjp/vmap"], estimate.chunk, estimate.product_seconds)
     assert tiling.block_rows == 2
-    assert tiling.part_rows == 30, "five minutes of one worker"
+    assert tiling.part_lines == 30, "five minutes of one worker"

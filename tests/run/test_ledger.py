@@ -11,6 +11,7 @@ from jacjobs.errors import FunctionError, IncompleteError, StoppedError, Workers
 from jacjobs.planning.geometry import Tiling
 from jacjobs.run.ledger import (
     IN_FLIGHT,
+    TRANSPOSES,
     Abandon,
     Absorb,
     AssemblerJoined,
@@ -28,6 +29,10 @@ from jacjobs.run.ledger import (
     StartAssembler,
     StartWorker,
     StopRequested,
+    Sweep,
+    Transpose,
+    Transposed,
+    TransposeLost,
     WorkerJoined,
     WorkerLost,
 )
@@ -40,7 +45,7 @@ def tiling_of(parts: int, blocks: int) -> Tiling:
         rows=1,
         columns=1,
         part_points=blocks,
-        part_rows=1,
+        part_lines=1,
         block_points=1,
         block_rows=1,
         block_columns=1,
@@ -54,11 +59,14 @@ class World:
         self,
         ledger: Ledger,
         seed: int,
+        workers: int = 1,
         deaths: float = 0.0,
         killers: Collection[BlockId] = (),
         answers_get_lost: bool = False,
     ) -> None:
         self.ledger = ledger
+        self.tiling = ledger._tiling
+        self.workers = workers
         self.random = random.Random(seed)
         self.deaths = deaths
         self.killers = set(killers)
@@ -73,6 +81,11 @@ class World:
         self.computed = 0
         self.names = 0
         self.steps = 0
+        self.orders: list[Transpose] = []
+        self.spills: set[int] = set()
+        self.found: set[int] = set()
+        """Spills that an earlier attempt left."""
+        self.made: list[int] = []
 
     def carry_out(self, commands: list[Command]) -> None:
         for command in commands:
@@ -94,6 +107,16 @@ class World:
                     self.data.discard((worker, block))
                 case Abandon(assembler, part):
                     self.taken[assembler].pop(part, None)
+                case Transpose(assembler, part):
+                    assert assembler in self.taken
+                    self.orders.append(command)
+                    assert sum(o.assembler == assembler for o in self.orders) <= TRANSPOSES
+                    point = self.tiling.part(part).point_start
+                    assert self.spills.issuperset(self.tiling.bundles_of(point)), "not all blocks are there"
+                case Sweep(assembler, point):
+                    assert assembler in self.taken
+                    assert set(self.made).issuperset(self.tiling.parts_of(point)), "swept too early"
+                    self.spills.difference_update(self.tiling.bundles_of(point))
 
     def run(self) -> None:
         while not self.ledger.finished:
@@ -105,7 +128,7 @@ class World:
 
     def next_event(self) -> Event:
         choices = [self.born] * bool(self.births) + [self.compute] * any(self.queues.values())
-        choices += [self.absorb] * bool(self.inbox)
+        choices += [self.absorb] * bool(self.inbox) + [self.transpose] * bool(self.orders)
         if self.random.random() < self.deaths and self.queues and self.taken:
             choices = [self.die]
         assert choices, "nothing can happen: the ledger waits for ever"
@@ -140,17 +163,34 @@ class World:
         assert index not in taken, "a block was absorbed twice"
         taken.add(index)
         self.data.discard((order.worker, order.block))
-        if len(taken) < self.ledger._tiling.blocks_in(part):
+        if len(taken) < self.tiling.blocks_in(part):
             return BlockAbsorbed(order.assembler, order.block)
         del self.taken[order.assembler][part]
         self.commits[part] = self.commits.get(part, 0) + 1
-        return BlockAbsorbed(order.assembler, order.block, PartRecord(name=str(part), bytes=0, sha256=""))
+        if self.tiling.spills:
+            self.spills.add(part)
+            begun = {self.tiling.point_of(spill) for spill in self.spills - self.found}
+            assert len(begun) <= self.tiling.points_at_once(self.workers), "too much on the disk"
+            return BlockAbsorbed(order.assembler, order.block, "spill")
+        return BlockAbsorbed(
+            order.assembler, order.block, PartRecord(name=str(part), bytes=0, digest="", footer="")
+        )
+
+    def transpose(self) -> Event:
+        order = self.orders.pop(self.random.randrange(len(self.orders)))
+        if self.random.random() < self.deaths / 10:
+            return TransposeLost(order.assembler, order.part, "lost on the way")
+        assert order.part not in self.made, "a part was made twice"
+        self.made.append(order.part)
+        record = PartRecord(name=str(order.part), bytes=0, digest="", footer="")
+        return Transposed(order.assembler, order.part, record)
 
     def die(self) -> Event:
         if self.random.random() < 0.3:
             name = self.random.choice(list(self.taken))
             del self.taken[name]
             self.inbox = [order for order in self.inbox if order.assembler != name]
+            self.orders = [order for order in self.orders if order.assembler != name]
             return AssemblerLost(name, "chance")
         name = self.random.choice(list(self.queues))
         del self.queues[name]
@@ -184,6 +224,90 @@ def test_deaths_lose_nothing(seed: int) -> None:
         assert world.ledger.state == "complete", f"seed {seed}: {world.ledger.error}"
         assert world.commits == dict.fromkeys(range(6), 1)
         assert world.ledger.blocks_done == 24
+
+
+def spilling(points: int, lines: int, blocks: int) -> Tiling:
+    """Blocks are columns of all lines, two in a spill; a part is a line."""
+    return Tiling(
+        points=points,
+        rows=lines,
+        columns=blocks,
+        part_points=1,
+        part_lines=1,
+        block_points=1,
+        block_rows=lines,
+        block_columns=1,
+        spill_blocks=2,
+    )
+
+
+def play_spilling(  # type: ignore[no-untyped-def]
+    tiling: Tiling, workers: int, seed: int, parts=None, spilled=(), assemblers: int = 1, **chance
+) -> World:
+    """A run that lacks `parts` (all, by default) and has the spills `spilled`."""
+    wanted = range(tiling.parts) if parts is None else parts
+    transposes: dict[int, list[int]] = {}
+    for part in wanted:
+        transposes.setdefault(tiling.part(part).point_start, []).append(part)
+    missing = [b for point in transposes for b in tiling.bundles_of(point) if b not in spilled]
+    blocks = sum(map(tiling.blocks_in, missing))
+    ledger = Ledger(tiling, missing, blocks, transposes, workers)
+    world = World(ledger, seed, workers, **chance)
+    world.spills |= set(spilled)
+    world.found |= set(spilled)
+    world.made += set(range(tiling.parts)) - set(wanted)
+    world.carry_out(ledger.start(workers, assemblers))
+    world.run()
+    return world
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_spills_become_parts_whatever_dies(seed: int) -> None:
+    tiling = spilling(points=1 + seed % 5, lines=1 + seed % 4, blocks=1 + seed % 7)
+    deaths = 0.02 * (seed % 3)
+    world = play_spilling(tiling, 1 + seed % 6, seed, assemblers=1 + seed % 3, deaths=deaths)
+    if world.ledger.state == "incomplete":
+        assert world.ledger.quarantined
+        return
+    assert world.ledger.state == "complete", f"seed {seed}: {world.ledger.error}"
+    assert sorted(world.made) == list(range(tiling.parts))
+    assert [int(record.name) for record in world.ledger.committed] == world.made
+    assert not world.spills
+    if not deaths:
+        assert world.computed == tiling.blocks
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_spills_that_are_there_are_not_computed_again(seed: int) -> None:
+    tiling = spilling(points=4, lines=3, blocks=5)
+    chance = random.Random(seed)
+    parts = sorted(chance.sample(range(tiling.parts), 5))
+    points = {tiling.part(part).point_start for part in parts}
+    spilled = [b for point in points for b in tiling.bundles_of(point) if chance.random() < 0.6]
+    world = play_spilling(tiling, 2, seed, parts=parts, spilled=spilled)
+    assert world.ledger.state == "complete"
+    assert sorted(world.made) == list(range(tiling.parts))
+    wanted = {b for point in points for b in tiling.bundles_of(point)} - set(spilled)
+    assert world.computed == sum(map(tiling.blocks_in, wanted))
+
+
+def test_a_killer_block_costs_its_point_and_its_spills_stay() -> None:
+    tiling = spilling(points=4, lines=2, blocks=6)
+    world = play_spilling(tiling, 2, seed=1, killers=[BlockId(4, 1)])
+    assert world.ledger.state == "incomplete"
+    assert sorted(world.made) == [0, 1, 4, 5, 6, 7]
+    assert world.spills == {3, 5}
+
+
+def test_a_part_that_is_never_transposed_ends_the_run() -> None:
+    ledger = Ledger(spilling(1, 1, 1), [], 0, {0: [0]})
+    ledger.start(1, 1)
+    commands = ledger.handle(AssemblerJoined("a"))
+    for _ in range(3):
+        assert commands == [Transpose("a", 0)]
+        commands = ledger.handle(TransposeLost("a", 0, "no such key"))
+    assert commands == []
+    assert "no such key" in str(ledger.error)
 
 
 def test_a_killer_block_is_quarantined_and_the_rest_goes_on() -> None:

@@ -1,140 +1,335 @@
-"""Parts written and read back; commits that a crash cannot spoil; locks."""
+"""Parts written and read back, for every shape, layout and way of writing; and what a reader is told."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jacjobs.errors import InputError, StoreError
-from jacjobs.shape import JacobianShape, Rectangle
-from jacjobs.store.folder import RunFolder, RunRecord
-from jacjobs.store.lock import RunLock
-from jacjobs.store.reader import open_run, visible_parts
+from jacjobs.planning.choice import Resources
+from jacjobs.planning.devices import cpu
+from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.planner import Plan
+from jacjobs.run.assembler import Assembler, part_format
+from jacjobs.run.ledger import BlockId
+from jacjobs.shape import JacobianShape, Layout, Rectangle, segments_of
+from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.parts import Parts
+from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.schema import part_name, part_rectangle
+from jacjobs.store.spill import SPILLS
+from jacjobs.store.verify import verify_run
 from jacjobs.store.writer import PartWriter, describe
 
+METADATA = {"run": "0123", "format": "1"}
 
-def make_run(path: Path, shape: tuple[int, int, int], dtype: str) -> RunFolder:
+
+def plan_of(tiling: Tiling, dtype: str = "float32", **changes: Any) -> Plan:
+    """A plan in which only what concerns the store matters."""
+    m, n = tiling.rows, tiling.columns
+    shape = JacobianShape(
+        points=tiling.points,
+        rows=m,
+        columns=n,
+        dtype=dtype,
+        outputs=segments_of([("y", (m,))]),
+        inputs=segments_of([("a", (n // 2,)), ("b", (n - n // 2,))]),
+    )
+    content: dict[str, Any] = {
+        "shape": shape,
+        "strategy": "vjp/vmap",
+        "chunk": 1,
+        "by_columns": False,
+        "tiling": tiling,
+        "checked_by": None,
+        "check_all": False,
+        "check_points": 1,
+        "threads": 1,
+        "nonfinite": "error",
+        "layout": tiling.layout,
+        "compression": "none",
+        "stripe": None,
+        "group_records": 3,
+        "candidates": (),
+        "resources": Resources(device=cpu(1 << 30), budget_bytes=1 << 20, workers=1),
+        "peak_bytes": 0,
+        "seconds": 0.0,
+        "disk_bytes": 0,
+        "scratch_bytes": 0,
+    }
+    return Plan(**{**content, **changes})
+
+
+def make_run(path: Path, plan: Plan) -> RunFolder:
     folder = RunFolder(path)
     record = RunRecord(
         run="0123",
         name="test",
         created="",
         versions={"torch": "0"},
-        shape=JacobianShape(
-            points=shape[0], rows=shape[1], columns=shape[2], dtype=dtype, outputs=(), inputs=()
-        ),
+        shape=plan.shape,
+        layout=plan.layout,
+        stripe=plan.stripe,
         fingerprint={},
         options={},
-        plan={},
+        plan=plan.model_dump(mode="json"),
     )
     folder.create(record)
     return folder
 
 
-def writer(
-    folder: RunFolder, part: Rectangle, dtype: str, compression: str = "none", group: int = 3
-) -> PartWriter:
-    return PartWriter(
-        folder.path,
-        folder.scratch,
-        part,
-        dtype,
-        compression=compression,
-        row_group_rows=group,
-        metadata={"run": "0123"},
+def write(folder: RunFolder, plan: Plan, J: np.ndarray, order: np.random.Generator | None = None) -> None:
+    """Cut J into the plan's blocks and have them assembled, in any order; then finish the run."""
+    assembler, tiling = Assembler(folder.uri, plan, METADATA), plan.tiling
+    blocks = [BlockId(b, i) for b in range(tiling.bundles) for i in range(tiling.blocks_in(b))]
+    if order is not None:
+        order.shuffle(blocks)
+    for bundle, position in blocks:
+        r = tiling.block(bundle, position)
+        block = J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+        lines = block if plan.layout == "rows" else block.transpose(0, 2, 1)
+        assembler.absorb(BlockId(bundle, position), np.ascontiguousarray(lines))
+    if tiling.spills:
+        for part in range(tiling.parts):
+            assembler.transpose(part)
+        for point in range(tiling.points):
+            assembler.sweep(point)
+    finish(folder, plan)
+
+
+def finish(folder: RunFolder, plan: Plan) -> None:
+    folder.write_manifest(
+        Manifest(
+            run="0123",
+            name="test",
+            finished="",
+            shape=plan.shape,
+            strategy="vjp/vmap",
+            chunk=1,
+            compression=plan.compression,
+            versions={},
+            timings={},
+            parts=tuple(describe(folder.place, name) for name in folder.part_names()),
+        )
     )
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    st.integers(1, 6),
-    st.sampled_from(["float16", "float32", "float64"]),
-    st.sampled_from(["none", "zstd", "lz4"]),
-    st.integers(1, 10),
-    st.integers(1, 6),
-)
-def test_what_is_read_is_what_was_written(
-    tmp_path_factory: pytest.TempPathFactory,
-    points: int,
-    rows: int,
-    columns: int,
-    dtype: str,
-    compression: str,
-    group: int,
-    step: int,
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    """Any shape, layout, tiling (of lines, or across them, assembled in memory or from spills), stripe."""
+    points, rows, columns = (draw(st.integers(1, 6)) for _ in range(3))
+    layout: Layout = draw(st.sampled_from(["rows", "columns"]))
+    lines, length = (rows, columns) if layout == "rows" else (columns, rows)
+    crossed, spills = draw(st.booleans()), draw(st.booleans())
+    block_lines, block_width = draw(st.integers(1, lines)), draw(st.integers(1, length))
+    if crossed:  # a block of a split matrix has all lines
+        split = block_width < length
+        block_lines, spills = lines, spills and split
+        block_points = 1 if split else draw(st.integers(1, 3))
+        part_points = 1 if spills else block_points * draw(st.integers(1, 2))
+        part_lines = draw(st.integers(1, lines)) if spills else lines
+    else:
+        block_width, spills = length, False
+        block_points = draw(st.integers(1, 3)) if block_lines == lines else 1
+        part_points = block_points * draw(st.integers(1, 2)) if block_lines == lines else 1
+        part_lines = lines if part_points > 1 else min(lines, block_lines * draw(st.integers(1, 3)))
+    tiling = Tiling(
+        points=points,
+        rows=rows,
+        columns=columns,
+        layout=layout,
+        part_points=part_points,
+        part_lines=part_lines,
+        block_points=block_points,
+        block_rows=block_lines if layout == "rows" else block_width,
+        block_columns=block_width if layout == "rows" else block_lines,
+        spill_blocks=draw(st.integers(1, 3)) if spills else 0,
+    )
+    return plan_of(
+        tiling,
+        dtype=draw(st.sampled_from(["float16", "float32", "float64"])),
+        compression=draw(st.sampled_from(["none", "zstd", "lz4"])),
+        stripe=draw(st.sampled_from([None, *range(1, length)])),
+        group_records=draw(st.integers(1, 7)),
+    )
+
+
+def axis_index(size: int) -> st.SearchStrategy[Any]:
+    slices = st.slices(size)
+    integers = st.integers(-size, size - 1)
+    arrays = st.lists(integers, max_size=4).map(lambda some: np.array(some, dtype=np.int64))
+    masks = st.lists(st.booleans(), min_size=size, max_size=size).map(lambda some: np.array(some, dtype=bool))
+    return st.one_of(slices, integers, arrays, masks)
+
+
+def same_as_numpy(dataset: JacobianDataset, J: np.ndarray, index: Any) -> None:
+    """The same entries, or the same refusal."""
+    try:
+        expected = J[index]
+    except IndexError:
+        with pytest.raises(IndexError):
+            dataset[index]
+        return
+    np.testing.assert_array_equal(dataset[index], expected, strict=True)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans(), st.data())
+def test_what_is_read_is_what_was_written_and_slices_are_numpys(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan, data: st.DataObject
 ) -> None:
-    J = np.random.default_rng(0).standard_normal((points, rows, columns)).astype(dtype)
-    folder = make_run(tmp_path_factory.mktemp("run"), J.shape, dtype)
-    for start in range(0, points, step):
-        part = Rectangle(start, min(start + step, points), 0, rows, 0, columns)
-        out = writer(folder, part, dtype, compression, group)
-        for p in range(part.point_start, part.point_stop):
-            out.add(Rectangle(p, p + 1, 0, rows, 0, columns), J[p : p + 1])
-        record = out.commit()
-        assert record == describe(folder.path / record.name, record.name)
-    dataset = open_run(folder.path)
-    np.testing.assert_array_equal(dataset.to_numpy(), J)
+    tiling = plan.tiling
+    extent = tiling.points, tiling.rows, tiling.columns
+    chance = np.random.default_rng(data.draw(st.integers(0, 99)))
+    J = chance.standard_normal(extent).astype(plan.shape.dtype)
+    folder = make_run(tmp_path_factory.mktemp("run"), plan)
+    write(folder, plan, J, chance)
+    dataset = open_run(folder.uri)
+    np.testing.assert_array_equal(dataset.to_numpy(), J, strict=True)
     np.testing.assert_array_equal(dataset.to_torch().numpy(), J)
-    np.testing.assert_array_equal(dataset[-1], J[-1])
-    assert dataset.dataset().count_rows() == points * rows
-    assert list(folder.scratch.iterdir()) == []
+    np.testing.assert_array_equal(np.asarray(dataset), J)
+    stripes = -(-tiling.length // (plan.stripe or tiling.length))
+    assert dataset.dataset().count_rows() == tiling.points * tiling.lines * stripes
+    assert verify_run(folder.uri).sound
+    assert not folder.place.files("_jacjobs/scratch")
+    assert not folder.place.files(SPILLS)
+    for _ in range(4):
+        axes = [axis_index(size) for size in extent]
+        index = data.draw(st.one_of(axes[0], st.tuples(*axes), st.tuples(axes[0], axes[1])))
+        same_as_numpy(dataset, J, index)
+    b = dataset.segment(input="b")
+    np.testing.assert_array_equal(b[..., 0], J[:, :, plan.shape.inputs[1].start])
+    np.testing.assert_array_equal(dataset[:, :, "b"], b.to_numpy())
 
 
-def test_a_large_matrix_is_read_from_parts_of_its_rows(tmp_path: Path) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans(), st.integers(1, 3), st.integers(1, 4000))
+def test_products_are_those_of_the_matrix(
+    tmp_path_factory: pytest.TempPathFactory, plan: Plan, k: int, memory_bytes: int
+) -> None:
+    extent = P, m, n = plan.tiling.points, plan.tiling.rows, plan.tiling.columns
+    chance = np.random.default_rng(k)
+    # Small integers: every order of summation gives the same.
+    J = chance.integers(-4, 5, extent).astype(plan.shape.dtype)
+    folder = make_run(tmp_path_factory.mktemp("run"), plan)
+    write(folder, plan, J)
+    dataset = open_run(folder.uri)
+    for D, A in ((dataset, J), (dataset.segment(input="b"), J[:, :, n // 2 :])):
+        v, u = chance.integers(-4, 5, (A.shape[2], k)), chance.integers(-4, 5, (k, m))
+        np.testing.assert_array_equal(D @ v, A.astype(float) @ v)
+        np.testing.assert_array_equal(D @ v[:, 0], A.astype(float) @ v[:, 0])
+        np.testing.assert_array_equal(u @ D, u @ A.astype(float))
+        np.testing.assert_array_equal(u[0] @ D, u[0] @ A.astype(float))
+        rows = A.reshape(P * m, -1).astype(float)
+        np.testing.assert_array_equal(D.gram(memory_bytes), rows @ rows.T)
+        np.testing.assert_array_equal(D.normal(memory_bytes), rows.T @ rows)
+        operator, w = D.linear_operator(), chance.integers(-4, 5, (P * m, k)).astype(float)
+        np.testing.assert_array_equal(operator @ v.astype(float), rows @ v)
+        np.testing.assert_array_equal(operator.T @ w, rows.T @ w)
+        np.testing.assert_array_equal(operator.rmatvec(w[:, 0]), rows.T @ w[:, 0])
+
+
+def whole_rows(points: int, rows: int, columns: int, part_rows: int) -> Plan:
+    tiling = Tiling(
+        points=points,
+        rows=rows,
+        columns=columns,
+        part_points=1,
+        part_lines=part_rows,
+        block_points=1,
+        block_rows=part_rows,
+        block_columns=columns,
+    )
+    return plan_of(tiling, "float64")
+
+
+def one_part(folder: RunFolder, plan: Plan, part: int, J: np.ndarray, run: str = "0123") -> str:
+    r = plan.tiling.part(part)
+    out = PartWriter(folder.place, r, part_format(plan, {**METADATA, "run": run}))
+    out.add(r.box(plan.layout), J[r.point_start : r.point_stop, r.row_start : r.row_stop])
+    return out.commit().name
+
+
+def test_an_unfinished_run_says_what_is_missing_and_gives_what_is_there(tmp_path: Path) -> None:
+    plan = whole_rows(2, 7, 3, part_rows=4)
     J = np.arange(2 * 7 * 3, dtype=np.float64).reshape(2, 7, 3)
-    folder = make_run(tmp_path / "run", J.shape, "float64")
-    for point in range(2):
-        for row, stop in ((0, 4), (4, 7)):
-            part = Rectangle(point, point + 1, row, stop, 0, 3)
-            out = writer(folder, part, "float64")
-            out.add(part, J[point : point + 1, row:stop])
-            out.commit()
-    np.testing.assert_array_equal(open_run(folder.path).to_numpy(), J)
-    np.testing.assert_array_equal(open_run(folder.path)[1], J[1])
+    folder = make_run(tmp_path / "run", plan)
+    assert open_run(folder.uri).missing == [Rectangle(0, 2, 0, 7, 0, 3)]
+    one_part(folder, plan, 0, J)
+    one_part(folder, plan, 3, J)
+    dataset = open_run(folder.uri)
+    assert not dataset.complete
+    assert dataset.missing == [Rectangle(0, 1, 4, 7, 0, 3), Rectangle(1, 2, 0, 4, 0, 3)]
+    np.testing.assert_array_equal(dataset[0, :4], J[0, :4])
+    np.testing.assert_array_equal(dataset[1, [6, 4]], J[1, [6, 4]])
+    for read in (lambda: dataset[0], dataset.to_numpy, lambda: dataset @ J[0, 0], dataset.gram):
+        with pytest.raises(StoreError, match=r"points 0:1, rows 4:7, columns 0:3 is among what is missing"):
+            read()
+    with pytest.raises(StoreError, match="holds 4 of the 7 rows asked for"):
+        dataset[0]
+    assert verify_run(folder.uri).sound
+    assert not verify_run(folder.uri).complete
 
 
-def test_a_missing_part_is_named_not_invented(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", (2, 1, 1), "float32")
-    part = Rectangle(0, 1, 0, 1, 0, 1)
-    out = writer(folder, part, "float32")
-    out.add(part, np.ones((1, 1, 1), np.float32))
-    out.commit()
-    assert open_run(folder.path)[0] == 1
-    with pytest.raises(StoreError, match="holds 1 of the 2 rows"):
-        open_run(folder.path).to_numpy()
+def test_only_the_row_groups_that_are_needed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted: of 3 records each, in parts of 12 rows."""
+    plan = whole_rows(4, 24, 5, part_rows=12)
+    J = np.random.default_rng(0).standard_normal((4, 24, 5))
+    folder = make_run(tmp_path / "run", plan)
+    write(folder, plan, J)
+    dataset = open_run(folder.uri)
+    read: list[int] = []
+    plain = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, i, **k: (read.append(i), plain(self, i, **k))[1]
+    )
+    for index, groups in (((2, 13), 1), ((slice(None), 0), 4), ((1,), 8), (([0, 3], [2, 3]), 4)):
+        read.clear()
+        dataset[index]
+        assert len(read) == groups, index
 
 
 def test_a_part_of_another_run_is_refused(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", (1, 1, 1), "float32")
-    part = Rectangle(0, 1, 0, 1, 0, 1)
-    out = PartWriter(
-        folder.path,
-        folder.scratch,
-        part,
-        "float32",
-        compression="none",
-        row_group_rows=1,
-        metadata={"run": "9"},
-    )
-    out.add(part, np.ones((1, 1, 1), np.float32))
-    out.commit()
-    with pytest.raises(StoreError, match="run 9"):
-        open_run(folder.path).to_numpy()
-    with pytest.raises(StoreError, match="another run"):
-        visible_parts(folder, "0123")
+    plan = whole_rows(1, 1, 1, part_rows=1)
+    folder = make_run(tmp_path / "run", plan)
+    one_part(folder, plan, 0, np.ones((1, 1, 1)), run="9")
+    with pytest.raises(StoreError, match="a part of run 9, not of 0123"):
+        open_run(folder.uri).to_numpy()
+    with pytest.raises(StoreError, match="a part of run 9"):
+        Parts(folder, folder.record(), None).check()
+    assert "a part of run 9" in str(verify_run(folder.uri).faults[0])
+
+
+def test_bad_indices_are_refused_as_numpy_does(tmp_path: Path) -> None:
+    plan = whole_rows(2, 3, 4, part_rows=3)
+    folder = make_run(tmp_path / "run", plan)
+    write(folder, plan, np.zeros((2, 3, 4)))
+    dataset = open_run(folder.uri)
+    bad = (2, -3, (0, 3), (0, 0, 4), (0, 0, 0, 0), (..., ...), 0.5, None, np.array([True]), [[0, 9]])
+    for index in bad:
+        with pytest.raises(IndexError):
+            dataset[index]
+    with pytest.raises(InputError, match="'w', expected one of: a, b"):
+        dataset[0, :, "w"]
+    with pytest.raises(InputError, match="'w', expected one of: y"):
+        dataset.segment(output="w")
+    with pytest.raises(ValueError, match=r"J @ v: got an array of shape \(3,\), expected n = 4"):
+        dataset @ np.ones(3)
+    with pytest.raises(ValueError, match=r"u @ J: got an array of shape \(4,\), expected m = 3"):
+        np.ones(4) @ dataset
+    with pytest.raises(ValueError, match=r"out: got shape \(2, 3\)"):
+        dataset.to_numpy(out=np.zeros((2, 3)))
+    out = np.ones((2, 3, 4))
+    assert dataset.to_numpy(out=out) is out
+    assert not out.any()
 
 
 def test_names_follow_from_rectangles() -> None:
@@ -144,72 +339,21 @@ def test_names_follow_from_rectangles() -> None:
 
 
 def test_schema_is_the_documented_one(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", (1, 2, 3), "float32")
-    part = Rectangle(0, 1, 0, 2, 0, 3)
-    out = writer(folder, part, "float32")
-    out.add(part, np.zeros((1, 2, 3), np.float32))
-    schema = pq.read_schema(folder.path / out.commit().name)
+    plan = whole_rows(1, 2, 3, part_rows=2).model_copy(update={"stripe": None})
+    folder = make_run(tmp_path / "run", plan)
+    schema = pq.read_schema(tmp_path / "run" / one_part(folder, plan, 0, np.zeros((1, 2, 3))))
     assert [str(field.type) for field in schema] == [
         "int64",
         "int64",
         "int64",
-        "fixed_size_list<element: float not null>[3]",
+        "fixed_size_list<element: double not null>[3]",
     ]
+    assert schema.names == ["point", "row", "start", "values"]
     assert schema.metadata[b"jacjobs.rectangle"] == b"0,1,0,2,0,3"
-
-
-WRITE_FOR_EVER = """
-import itertools, sys
-from pathlib import Path
-from jacjobs.store import commit
-final, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-for i in itertools.count():
-    text = str(i % 10) * 200_000
-    name = final / f"{i % 7}.txt"
-    if sys.argv[3] == "naive":
-        name.write_text(text)
-    else:
-        commit.write_text(name, text, scratch)
-    if i == 7: print("ready", flush=True)
-"""
-
-
-def torn_files(folder: Path, how: str, kills: int) -> int:
-    """Kill a writer again and again; count files that are visible and not complete."""
-    final, scratch = folder / how, folder / f"{how}-scratch"
-    final.mkdir(parents=True)
-    scratch.mkdir()
-    torn = 0
-    for kill in range(kills):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITE_FOR_EVER, str(final), str(scratch), how], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(0.003 * kill)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        contents = [path.read_text() for path in final.iterdir()]
-        torn += sum(len(text) != 200_000 or len(set(text)) != 1 for text in contents)
-    return torn
-
-
-def test_a_killed_writer_leaves_no_torn_file(tmp_path: Path) -> None:
-    """And the test can fail: the naive way does leave some."""
-    assert torn_files(tmp_path, "committed", 12) == 0
-    assert torn_files(tmp_path, "naive", 40) > 0
-
-
-def test_lock_is_exclusive_and_taken_over_from_the_dead(tmp_path: Path) -> None:
-    holder = RunLock(tmp_path)
-    holder.acquire()
-    with pytest.raises(InputError, match=f"process {os.getpid()}"):
-        RunLock(tmp_path).acquire(patience_seconds=0.3)
-    holder.release()
-    code = "import sys; from pathlib import Path; from jacjobs.store.lock import RunLock; " + (
-        f"RunLock(Path({str(tmp_path)!r})).acquire()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert (tmp_path / "lock.json").exists()
-    RunLock(tmp_path).acquire(patience_seconds=1)
+    striped = plan.model_copy(update={"stripe": 2})
+    folder = make_run(tmp_path / "striped", striped)
+    name = one_part(folder, striped, 0, np.zeros((1, 2, 3)))
+    table = pq.read_table(tmp_path / "striped" / name)
+    assert str(table.schema.field("values").type) == "list<element: double not null>"
+    assert table.column("start").to_pylist() == [0, 2, 0, 2]
+    assert [len(values) for values in table.column("values").to_pylist()] == [2, 1, 2, 1]
