@@ -87,9 +87,10 @@ class Assembler:
         width = whole.width if lines else TRANSPOSE_BYTES // item_bytes
         if not lines and self._plan.stripe is not None:
             width = max(1, width // self._plan.stripe) * self._plan.stripe
+        lines = max(1, lines // self._group_lines) * self._group_lines  # whole row groups
         writer = PartWriter(self._place, self._tiling.part(part), self._form)
         try:
-            for piece in _pieces(whole, max(1, lines), width):
+            for piece in _pieces(whole, lines, width):
                 writer.add(piece, gather(self._place, sources, piece, self._plan.shape.dtype))
             return writer.commit()
         except BaseException:

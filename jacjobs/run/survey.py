@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
@@ -82,27 +81,29 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: bool =
     if asked != "auto":
         _check_asked(candidates[0])
     tried = [c.strategy for c in candidates if c.tried and c.reason is None]
-    saving = compressible(_some_entries(problem, tried[0], chunk)) if sample and tried else None
+    saving = _saving(problem, tried[0], chunk) if sample and tried else None
     return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()), saving=saving)
 
 
-def _some_entries(problem: Problem, strategy: str, chunk: int) -> NDArray[Any]:
-    """A chunk of products at each of a few points, spread over J, end to end."""
+def _saving(problem: Problem, strategy: str, chunk: int) -> float | None:
+    """The part of its bytes that compression saves, of a chunk of products at each of a few points, spread
+    over J. A point at which the function raises is left to the block that computes it.
+    """
     by_rows = STRATEGIES[strategy].makes == "rows"
     products = problem.shape.rows if by_rows else problem.shape.columns
-    pace = Pace(strategy, chunk)
     found = []
     for i in range(SAMPLED_POINTS):
         point = i * problem.points // SAMPLED_POINTS
         first = i * max(0, products - chunk) // SAMPLED_POINTS
-        corner = Rectangle(point, point + 1, 0, problem.shape.rows, 0, problem.shape.columns)
         last = min(first + chunk, products)
+        some = Rectangle(point, point + 1, 0, problem.shape.rows, 0, problem.shape.columns)
         if by_rows:
-            some = corner._replace(row_start=first, row_stop=last)
+            some = some._replace(row_start=first, row_stop=last)
         else:
-            some = corner._replace(column_start=first, column_stop=last)
-        found.append(compute_block(problem, pace, some).reshape(-1))
-    return np.concatenate(found)
+            some = some._replace(column_start=first, column_stop=last)
+        with contextlib.suppress(Exception):
+            found.append(compute_block(problem, Pace(strategy, chunk), some).reshape(-1))
+    return compressible(np.concatenate(found)) if found else None
 
 
 def _runs_here(estimator: Estimator, allowed_bytes: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -16,9 +17,17 @@ from torch.func import jacrev, vmap
 
 import jacjobs
 from jacjobs import api
-from jacjobs.errors import FunctionError, IncompleteError, InputError, NonFiniteError, RunDiffersError
+from jacjobs.errors import (
+    FunctionError,
+    IncompleteError,
+    InputError,
+    NonFiniteError,
+    RunDiffersError,
+    StoreError,
+)
+from jacjobs.planning import geometry
 from jacjobs.planning.planner import Plan
-from jacjobs.run import assembler
+from jacjobs.run import inline
 from jacjobs.run.cluster import Payload, RayExecutor
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.ledger import Event
@@ -74,7 +83,7 @@ def test_columns_are_put_together_into_rows(address: str, strategy: str, tmp_pat
     A = torch.randn(20_000, 50)
     problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(50),))
     run = jacjobs.submit(problem, tmp_path / "a", strategy=strategy, chunk=7, **options(address))
-    assert run.plan.tiling.splits_rows
+    assert run.plan.tiling.splits_lines
     assert run.plan.tiling.blocks > 2
     J = run.result()
     want = jacrev(problem.fn)(problem.leaves[0]).numpy()
@@ -86,16 +95,116 @@ def test_columns_are_put_together_into_rows(address: str, strategy: str, tmp_pat
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_part_too_large_for_memory_is_put_together_in_a_file(
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("strategy", ["vjp/vmap", "jvp/vmap"])
+def test_every_way_of_assembly_gives_the_same_j(
+    address: str, strategy: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products along the lines, or across them: put together in memory, or from spills. Three points."""
+    A = torch.randn(1500, 200, dtype=torch.float64)
+    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(3, 200).double(),), in_dims=0)
+    want = vmap(jacrev(problem.fn))(problem.leaves[0]).numpy()
+    monkeypatch.setattr(geometry, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", 1 << 20)
+    run = jacjobs.submit(
+        problem, tmp_path / "a", strategy=strategy, layout=layout, chunk=8, **options(address)
+    )
+    crossed = strategy.startswith("vjp") == (layout == "columns")
+    assert run.plan.tiling.spills == crossed
+    assert run.plan.tiling.parts >= 6 or not crossed
+    J = run.result()
+    np.testing.assert_allclose(J.to_numpy(), want, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(J.tree(), want, rtol=1e-12, atol=1e-12)
+    assert J.record.layout == layout
+    assert not list((tmp_path / "a" / "_jacjobs" / "scratch").iterdir())
+    assert not (tmp_path / "a" / "_jacjobs" / "spills").exists()
+    assert jacjobs.verify(tmp_path / "a", problem).sound
+    other = jacjobs.Problem(problem.fn, (torch.randn(3, 200).double(),), in_dims=0)
+    assert "argument" in str(jacjobs.verify(tmp_path / "a", other).faults[0])
+
+
+def test_a_run_that_spills_is_resumed_from_its_spills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    A = torch.randn(20_000, 50)
-    problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.randn(50),))
-    first = jacjobs.submit(problem, tmp_path / "a", strategy="jvp/vmap", address="inline").result()
-    monkeypatch.setattr(assembler, "IN_MEMORY_BYTES", 0)
-    second = jacjobs.submit(problem, tmp_path / "b", strategy="jvp/vmap", address="inline").result()
-    assert contents(first.path) == contents(second.path)
-    assert not list((second.path / "_jacjobs" / "scratch").iterdir())
+    """Interrupted while blocks are computed, and while parts are transposed: what is there is not computed
+    again, and the bytes are the same.
+    """
+    monkeypatch.setattr(geometry, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", 5 << 19)
+    A = torch.randn(4000, 300, dtype=torch.float64)
+    calls = {"compute": 0, "transpose": 0}
+
+    def submit(name: str, compute: float = float("inf"), transpose: float = float("inf")) -> api.Run:
+        limits = {"compute": compute, "transpose": transpose}
+        calls.update(compute=0, transpose=0)
+        for kind, owner in (("compute", inline.Worker), ("transpose", inline.Assembler)):
+
+            def limited(self: Any, what: Any, kind: str = kind, plain: Any = plain[kind]) -> Any:
+                calls[kind] += 1
+                if calls[kind] > limits[kind]:
+                    raise StoreError("the power is gone")
+                return plain(self, what)
+
+            monkeypatch.setattr(owner, kind, limited)
+        problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (torch.linspace(0, 1, 300).double(),))
+        return jacjobs.submit(problem, tmp_path / name, strategy="jvp/vmap", chunk=20, address="inline")
+
+    plain = {"compute": inline.Worker.compute, "transpose": inline.Assembler.transpose}
+    whole = submit("whole")
+    whole.wait()
+    tiling = whole.plan.tiling
+    assert (tiling.blocks, tiling.parts) == (calls["compute"], calls["transpose"])
+    assert (tiling.bundles, tiling.spill_blocks) == (4, 4)
+    done = tiling.spill_blocks * 2 + 1
+    with pytest.raises(StoreError):
+        submit("cut", compute=done).wait()
+    assert len(list((tmp_path / "cut" / "_jacjobs" / "spills").iterdir())) == 2
+    with pytest.raises(StoreError):
+        submit("cut", transpose=2).wait()
+    assert calls["compute"] == tiling.blocks - 2 * tiling.spill_blocks
+    assert len(contents(tmp_path / "cut")) == 2
+    submit("cut").wait()
+    assert calls == {"compute": 0, "transpose": tiling.parts - 2}
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_j_is_stored_as_asked(dtype: str, tmp_path: Path) -> None:
+    """And checked as what it is: rounding to the stored dtype is no error."""
+    problem = jacjobs.Problem(fn, (X[:50],), in_dims=0)
+    want = vmap(jacrev(fn))(X[:50]).numpy()
+    J = jacjobs.submit(problem, tmp_path / "a", output_dtype=dtype, check="all", address="inline").result()
+    assert J.dtype == dtype
+    np.testing.assert_allclose(J.to_numpy(), want.astype(dtype), rtol=2 * np.finfo(dtype).eps, atol=1e-14)
+    assert J.manifest is not None
+    assert J.manifest.checks["blocks_recomputed"] == []
+    metadata = pq.read_schema(tmp_path / "a" / J.part_names[0]).metadata
+    assert metadata[b"jacjobs.dtype"].decode() == dtype
+    assert metadata[b"jacjobs.origin"] == b"float64"
+    assert jacjobs.verify(tmp_path / "a", problem).sound
+
+
+def test_bfloat16_is_stored_exactly_as_float32_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    problem = jacjobs.Problem(torch.tanh, (torch.linspace(-1, 1, 40).bfloat16().reshape(10, 4),), in_dims=0)
+    J = jacjobs.submit(problem, tmp_path / "a", address="inline").result()
+    want = vmap(jacrev(torch.tanh))(problem.leaves[0]).float().numpy()
+    np.testing.assert_array_equal(J.to_numpy(), want)
+    assert J.dtype == "float32"
+    assert J.record.shape.origin == "bfloat16"
+    metadata = pq.read_schema(tmp_path / "a" / J.part_names[0]).metadata
+    assert metadata[b"jacjobs.origin"] == b"bfloat16"
+
+
+def test_compression_is_chosen_by_what_it_saves(tmp_path: Path) -> None:
+    sparse = jacjobs.Problem(lambda x: x**2, (torch.randn(20, 64),), in_dims=0)
+    dense = jacjobs.Problem(lambda x: torch.sin(W.float() @ x), (torch.randn(20, 10),), in_dims=0)
+    assert jacjobs.plan(sparse).compression == "zstd"
+    assert jacjobs.plan(dense).compression == "none"
+    assert jacjobs.plan(sparse, compression="lz4").compression == "lz4"
+    run = jacjobs.submit(sparse, tmp_path / "a", address="inline")
+    assert run.result().record.plan["compression"] == "zstd"
+    column = pq.ParquetFile(tmp_path / "a" / run.result().part_names[0]).metadata.row_group(0).column(3)
+    assert column.compression == "ZSTD"
 
 
 def test_forward_mode_is_chosen_for_tall_matrices_and_says_why_not(tmp_path: Path) -> None:
@@ -234,8 +343,8 @@ def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) 
     plan = Plan.model_validate(record.plan)
     coordinator = Coordinator(
         record,
-        str(folder.path),
-        lambda: LateExecutor(Payload.pack(problem), plan, str(folder.path), metadata),
+        folder.uri,
+        lambda: LateExecutor(Payload.pack(problem), plan, folder.uri, metadata),
         workers=1,
     )
     with pytest.raises(IncompleteError, match="points 1:2"):
