@@ -20,7 +20,7 @@ from jacjobs.store.folder import RunFolder
 from jacjobs.store.spill import SpilledBlock, SpillWriter, gather, spill_name
 from jacjobs.store.writer import PartFormat, PartRecord, PartWriter
 
-TRANSPOSE_BYTES = 64 * MIB
+TRANSPOSE_BYTES = 32 * MIB
 """What a part that is read from spills takes in memory: it is written so much at a time."""
 
 

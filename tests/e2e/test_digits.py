@@ -7,10 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
-import pandas as pd
-import polars as pl
 import pytest
 import torch
 from torch.func import functional_call, jacrev, vmap
@@ -59,27 +56,6 @@ def test_equals_float64_and_does_not_depend_on_workers(
         error = np.abs(J.to_numpy() - oracle).max() / np.abs(oracle).max()
         assert error < 32 * np.finfo(np.float32).eps, error
     assert parts(tmp_path / "1") == parts(tmp_path / "2")
-
-
-def test_other_readers_find_the_documented_columns(job: Job, oracle: np.ndarray, tmp_path: Path) -> None:
-    path = submit_job(changed(job, tmp_path / "run", 2)).result().path
-    glob = f"{path}/part-*.parquet"
-    part = next(path.glob("part-*.parquet"))
-    columns = ["point", "row", "start", "values"]
-
-    frame = pd.read_parquet(part)
-    assert list(frame.columns) == columns
-    np.testing.assert_allclose(frame["values"].iloc[12], oracle[1, 2], rtol=1e-3, atol=1e-4)
-
-    lazy = pl.scan_parquet(glob).filter(pl.col("point") == 7, pl.col("row") == 3).collect()
-    assert lazy.columns == columns
-    assert lazy.schema["values"] == pl.Array(pl.Float32, 64)
-    np.testing.assert_allclose(lazy["values"][0].to_numpy(), oracle[7, 3], rtol=1e-3, atol=1e-4)
-
-    query = f"SELECT row, values[1] FROM '{glob}' WHERE point = 7 ORDER BY row"
-    np.testing.assert_allclose(
-        [v for _, v in duckdb.sql(query).fetchall()], oracle[7, :, 0], rtol=1e-3, atol=1e-4
-    )
 
 
 def changed(job: Job, path: Path, workers: int, **compute: Any) -> Job:
