@@ -6,6 +6,7 @@ manifest knows must have the digest that stands there, and a part that is none o
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ from jacjobs.store.writer import FOOTER_END, PartRecord
 
 TASK_BYTES = 16 << 20
 """What a thread reads in one go."""
+THREADS = len(os.sched_getaffinity(0))
 AHEAD = 2
 """Tasks under way for each thread: bounds memory."""
 _MAGIC = b"PAR1"
@@ -44,6 +46,12 @@ class Part:
     name: str
     box: Box
     record: PartRecord | None = None
+
+
+@functools.cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One for the process: new threads for every product would each keep memory of their own."""
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="jacjobs-read")
 
 
 class Parts:
@@ -93,19 +101,18 @@ class Parts:
                     results.append(result)
             return results
 
-        threads = max(1, len(os.sched_getaffinity(0)))
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: deque[Any] = deque()
-            try:
-                for task in tasks:
-                    waiting.append(pool.submit(work, task))
-                    if len(waiting) >= AHEAD * threads:
-                        yield from waiting.popleft().result()
-                while waiting:
+        pool = _pool(os.getpid())  # a forked process has none of its parent's threads
+        waiting: deque[Any] = deque()
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(work, task))
+                if len(waiting) >= AHEAD * THREADS:
                     yield from waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def read(self, wanted: Wanted, out: NDArray[Any]) -> None:
         """Put what is wanted into `out`, of shape `wanted.extent`.
@@ -153,6 +160,8 @@ class Parts:
                 if part.name not in self._footers:
                     self._footers[part.name] = self._footer(file, part, where)
                 yield pq.ParquetFile(file, metadata=self._footers[part.name], page_checksum_verification=True)
+        except MemoryError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(where, error) from error
 
