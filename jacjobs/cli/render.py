@@ -43,14 +43,15 @@ def plan(made: Plan) -> None:
     tiling, resources = made.tiling, made.resources
     part = tiling.part(0).entries * made.shape.item_bytes
     free = "unknown" if resources.disk_free_bytes is None else size(resources.disk_free_bytes)
-    scratch = f", {size(made.scratch_bytes)} of scratch files" if made.scratch_bytes else ""
+    scratch = f", {size(made.scratch_bytes)} of spills beside it" if made.scratch_bytes else ""
     how = "measured" if made.timings else "predicted"
     who = f"{count(resources.workers, 'worker')}, {resources.device.name}"
     rows = [
         ("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}"),
         (
             "dataset",
-            f"{size(made.disk_bytes)} {packed(made.compression)}{scratch}; free on that disk: {free}",
+            f"{size(made.disk_bytes)} in {made.layout}, {packed(made.compression)}{scratch}; "
+            f"free on that disk: {free}",
         ),
         ("on", f"{who}, {size(resources.budget_bytes)} each"),
         ("strategy", f"{made.strategy}, chunks of {made.chunk:,} products: {why(made)}"),
@@ -153,13 +154,18 @@ def summary(content: dict[str, Any]) -> None:
     P, m, n = content["shape"]
     rows = [
         ("run", f"{content['name']}, {content['state']}, {content['path']}"),
-        ("J", f"{P:,} × {m:,} × {n:,} {content['dtype']} (points × rows × columns)"),
+        ("J", f"{P:,} × {m:,} × {n:,} {_stored(content)} (points × rows × columns)"),
         ("made by", f"{content['strategy']}, chunks of {content['chunk']:,}, torch {content['torch']}"),
         (
             "on disk",
-            f"{count(content['parts'], 'part')}, {size(content['bytes'])}, {packed(content['compression'])}",
+            f"{count(content['parts'], 'part')} of {content['layout']}, {size(content['bytes'])}, "
+            f"{packed(content['compression'])}",
         ),
     ]
+    for index, missing in enumerate(content["missing"][:SEGMENTS_SHOWN]):
+        rows.append(("missing" if index == 0 else "", missing))
+    if len(content["missing"]) > SEGMENTS_SHOWN:
+        rows.append(("", f"… and {len(content['missing']) - SEGMENTS_SHOWN:,} more"))
     if content["checks"] is not None:
         rows.append(("check", checked(content["checks"])))
     for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
@@ -173,6 +179,12 @@ def summary(content: dict[str, Any]) -> None:
         rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
         rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
     _print_rows(rows)
+
+
+def _stored(content: dict[str, Any]) -> str:
+    """float32, or float16 (computed as float32)."""
+    stored, origin = content["dtype"], content["origin"]
+    return str(stored) if stored == origin else f"{stored} (computed as {origin})"
 
 
 def verdict(found: Verdict, compared: bool) -> None:

@@ -84,7 +84,8 @@ class Overlap(NamedTuple):
     def lines(self) -> int:
         """(point, line) pairs in common."""
         points, lines, _ = self.there
-        return (points.stop - points.start) * (lines.stop - lines.start)
+        count: int = (points.stop - points.start) * (lines.stop - lines.start)
+        return count
 
     def take(self, values: NDArray[Any]) -> NDArray[Any]:
         """The common entries, of a box's `values`."""

@@ -88,3 +88,71 @@ def test_submit_and_show(
     shown = json.loads("".join(run(monkeypatch, capsys, "show", "run", "--json")))
     assert shown["checks"]["points"] == 5
     assert shown["shape"] == [5, 4, 3]
+
+
+def test_show_says_what_a_run_lacks(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, capsys, "submit", str(job), "--set", "output.dtype=float16")
+    assert shown_as_table(monkeypatch, capsys)["J"].startswith("5 × 4 × 3 float16 (computed as float32)")
+    (part,) = (job.parent / "run").glob("part-*")
+    part.unlink()
+    (job.parent / "run" / "_jacjobs" / "manifest.json").unlink()
+    assert shown_as_table(monkeypatch, capsys)["missing"] == "points 0:5, rows 0:4, columns 0:3"
+
+
+def shown_as_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    return dict(line.split(None, 1) for line in run(monkeypatch, capsys, "show", "run"))
+
+
+def test_verify_names_the_file_and_ends_with_1(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, capsys, "submit", str(job))
+    assert run(monkeypatch, capsys, "verify", "run")[-1].startswith("sound: 1 part, ")
+    against = run(monkeypatch, capsys, "verify", "run", "--against", str(job))
+    assert against[-1].endswith("complete, J agrees with the job's products")
+    (part,) = (job.parent / "run").glob("part-*")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["jacjobs", "verify", "run"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"FAULT  {part.name}: was changed since it was written")
+    assert printed.splitlines()[-1].startswith("1 fault: 1 part")
+
+
+def test_verify_compares_j_with_the_jobs_products(
+    job: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part written by the same run, all digests right, and one entry wrong: only products can tell."""
+    import jacjobs
+    from jacjobs.planning.planner import Plan
+    from jacjobs.run.assembler import Assembler
+    from jacjobs.run.coordinator import part_metadata
+    from jacjobs.run.ledger import BlockId
+    from jacjobs.store.folder import RunFolder
+    from jacjobs.store.writer import describe
+
+    run(monkeypatch, capsys, "submit", str(job))
+    J = jacjobs.open("run")
+    values, plan = J.to_numpy(), Plan.model_validate(J.record.plan)
+    values[3, 2, 1] *= 1.05
+    assembler = Assembler("run", plan, part_metadata(J.record))
+    for position in range(plan.tiling.blocks_in(0)):
+        block = plan.tiling.block(0, position)
+        assembler.absorb(BlockId(0, position), values[block.point_start : block.point_stop])
+    folder = RunFolder("run")
+    manifest = J.manifest
+    assert manifest is not None
+    parts = tuple(describe(folder.place, name) for name in folder.part_names())
+    folder.write_manifest(manifest.model_copy(update={"parts": parts}))
+    assert run(monkeypatch, capsys, "verify", "run")[-1].startswith("sound")
+    monkeypatch.setattr(sys, "argv", ["jacjobs", "verify", "run", "--against", str(job)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert "points 3:4" in capsys.readouterr().out
