@@ -6,6 +6,8 @@ is atomic on every POSIX file system (https://pubs.opengroup.org/onlinepubs/9699
 
 In an object store, a file is written to a local file without a name, and uploaded to its final key as a
 whole: an object appears when its upload is completed, and a broken upload leaves nothing that can be seen.
+Arrow completes an upload whenever its stream is closed, after an exception too, and by garbage collection; so
+nothing may interrupt the writing to the stream.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -109,10 +112,24 @@ class UploadedFile(PendingFile):
         self._key = key
 
     def _publish(self) -> None:
-        self._file.seek(0)
-        with self._filesystem.open_output_stream(self._key) as stream:
-            shutil.copyfileobj(self._file, stream, COPY_BYTES)
+        """In a thread: a signal raises in the main one, which then waits until the object is whole."""
+        # A descriptor of its own: if the waiting is interrupted too, `discard` does not take the file away.
+        file = os.fdopen(os.dup(self._file.fileno()), "rb")
+        with ThreadPoolExecutor(1) as uploader:
+            uploader.submit(self._upload, file).result()
         self._file.close()
+
+    def _upload(self, file: IO[bytes]) -> None:
+        with file:
+            file.seek(0)
+            stream = self._filesystem.open_output_stream(self._key)
+            try:
+                shutil.copyfileobj(file, stream, COPY_BYTES)
+            except BaseException:
+                stream.close()  # completes the upload of what it was given: it offers no way to abandon it
+                self._filesystem.delete_file(self._key)
+                raise
+            stream.close()
 
     def discard(self) -> None:
         self._file.close()

@@ -142,8 +142,7 @@ class RunFolder:
     def clear_scratch(self) -> None:
         """Remove what a crashed writer left. Only the holder of the lock may."""
         with storing(self.place.at(SCRATCH)):
-            self.place.remove_folder(SCRATCH)
-            self.place.prepare()
+            self.place.clear_scratch()
 
     def clear_spills(self) -> None:
         """Remove the blocks of matrices that were not transposed. Only the holder of the lock may."""

@@ -1,7 +1,7 @@
 """One writer a run: a lock file with host, process and heartbeat.
 
-A lock is stale when its process is gone (same host) or its heartbeat is old (any host). A stale lock is
-taken over; a live one is refused.
+A lock is stale when its process is gone (same host), its heartbeat is old (any host), or this process let go
+of it and could not remove it, since the store was down. A stale lock is taken over; a live one is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 PATIENCE_SECONDS = 15.0
 """How long to wait for a holder that may just be dying: that of a job which was killed a moment ago."""
+_LET_GO: set[str] = set()
+"""Tokens of the locks that this process has released."""
 
 
 class RunLock:
@@ -30,7 +32,8 @@ class RunLock:
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+        self._token = uuid.uuid4().hex
+        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
         self._beaten = 0.0
 
     def acquire(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -57,7 +60,8 @@ class RunLock:
 
     def release(self) -> None:
         """Safe to call twice, and by one that never got it."""
-        if (self._read() or {}).get("token") == self._holder["token"]:
+        _LET_GO.add(self._token)
+        if (self._read() or {}).get("token") == self._token:
             with storing(self._place.at(NAME)):
                 self._place.remove(NAME)
 
@@ -79,6 +83,8 @@ class RunLock:
         holder = self._read()
         if holder is None:  # created, but not written yet: its writer may be on its way
             return age > PATIENCE_SECONDS / 3
+        if holder.get("token") in _LET_GO:
+            return True
         if holder.get("host") == self._holder["host"]:
             return not _alive(int(str(holder["pid"]))) or age > STALE_SECONDS
         return age > STALE_SECONDS

@@ -94,6 +94,10 @@ class Place(ABC):
         """Make the folders that files are written through."""
 
     @abstractmethod
+    def clear_scratch(self) -> None:
+        """Remove files that were on their way when their writer crashed."""
+
+    @abstractmethod
     def refusal(self) -> str | None:
         """Why nothing can be put here: something other than a folder is in the way."""
 
@@ -160,6 +164,10 @@ class LocalFolder(Place):
                 if made.is_dir():
                     made.rmdir()
             raise
+
+    def clear_scratch(self) -> None:
+        self.remove_folder(SCRATCH)
+        self.prepare()
 
     def refusal(self) -> str | None:
         place = self.path
@@ -237,6 +245,9 @@ class ObjectStore(Place):
         bucket = self._key.partition("/")[0]
         if self._filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
             raise FileNotFoundError(f"no bucket {bucket!r}")
+
+    def clear_scratch(self) -> None:
+        """Nothing to remove; and asking a store that is down would hide the error that came first."""
 
     def refusal(self) -> str | None:
         return f"{self.uri}, a file" if self._info("").type == fs.FileType.File else None
