@@ -19,14 +19,6 @@ from jacjobs.problem import Problem, function_error
 from jacjobs.run.ledger import BlockId, Findings
 from jacjobs.shape import Rectangle
 
-ENVIRONMENT = {
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-}
-"""Of a worker's process, before it starts. Chunks allocate and free the same large tensors over and over; by
-default each comes from the system page by page and goes back. Huge pages (a switch of torch's) and a heap
-that is kept make products on a CPU up to three times as fast: docs/decisions/0010."""
 RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}
 """What computes a block again that failed its check: no batching, no forward-mode rule."""
 
