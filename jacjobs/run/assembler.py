@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from jacjobs.planning.planner import Plan
 from jacjobs.run.ledger import BlockId
 from jacjobs.shape import Box, Rectangle
 from jacjobs.store.folder import RunFolder
-from jacjobs.store.spill import SpilledBlock, SpillWriter, gather, spill_name
+from jacjobs.store.spill import Spill, Spilled, SpillWriter, spill_name
 from jacjobs.store.writer import PartFormat, PartRecord, PartWriter
 
 TRANSPOSE_BYTES = 32 * MIB
@@ -81,7 +82,12 @@ class Assembler:
         Raises StoreError where a spill cannot be read, or the part not written.
         """
         whole = self._box(self._tiling.part(part))
-        sources = list(self._spilled_blocks(whole.point_start))
+        spilled = Spilled(
+            self._place,
+            list(self._spills(whole.point_start)),
+            self._form.metadata["run"],
+            self._form.shape.dtype,
+        )
         item_bytes = self._plan.shape.item_bytes
         lines = TRANSPOSE_BYTES // (whole.width * item_bytes)
         width = whole.width if lines else TRANSPOSE_BYTES // item_bytes
@@ -91,16 +97,17 @@ class Assembler:
         writer = PartWriter(self._place, self._tiling.part(part), self._form)
         try:
             for piece in _pieces(whole, lines, width):
-                writer.add(piece, gather(self._place, sources, piece, self._plan.shape.dtype))
+                writer.add(piece, spilled.gather(piece))
             return writer.commit()
         except BaseException:
             writer.discard()
             raise
 
     def sweep(self, point: int) -> None:
-        """Remove the spills of a point."""
-        for bundle in self._tiling.bundles_of(point):
-            self._place.remove(spill_name(self._tiling.bundle(bundle)))
+        """Remove the spills of a point, as far as that goes: the end of the run removes what is left."""
+        with contextlib.suppress(OSError):
+            for bundle in self._tiling.bundles_of(point):
+                self._place.remove(spill_name(self._tiling.bundle(bundle)))
 
     def abandon(self, number: int) -> None:
         """Give a bundle up and remove what was written of it."""
@@ -145,13 +152,10 @@ class Assembler:
         stripes = -(-self._tiling.length // (self._plan.stripe or self._tiling.length))
         return max(1, self._plan.group_records // stripes)
 
-    def _spilled_blocks(self, point: int) -> Iterator[SpilledBlock]:
+    def _spills(self, point: int) -> Iterator[Spill]:
         for number in self._tiling.bundles_of(point):
-            name, offset = spill_name(self._tiling.bundle(number)), 0
-            for position in range(self._tiling.blocks_in(number)):
-                box = self._block(number, position)
-                yield SpilledBlock(name, offset, box)
-                offset += box.entries * self._plan.shape.item_bytes
+            blocks = [self._block(number, i) for i in range(self._tiling.blocks_in(number))]
+            yield Spill(self._tiling.bundle(number), blocks)
 
     def _block(self, bundle: int, position: int) -> Box:
         return self._box(self._tiling.block(bundle, position))
@@ -169,7 +173,7 @@ class Assembler:
 
     def _open(self, rectangle: Rectangle) -> _Bundle:
         if self._tiling.spills:
-            return _Bundle(SpillWriter(self._place, rectangle), None)
+            return _Bundle(SpillWriter(self._place, rectangle, self._form.metadata["run"]), None)
         matrix = None
         if self._tiling.splits_lines:
             matrix = np.empty(self._box(rectangle).extent, self._plan.shape.dtype)

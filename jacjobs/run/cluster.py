@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -313,6 +314,9 @@ class RayExecutor:
 
     def poll(self, timeout_seconds: float) -> Iterator[Event]:
         waiting = list(self._calls)
+        if not waiting:
+            time.sleep(timeout_seconds)
+            return
         ready, _ = ray.wait(waiting, num_returns=1, timeout=timeout_seconds, fetch_local=False)
         if ready:
             ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
@@ -343,6 +347,8 @@ class RayExecutor:
         except ray.exceptions.RayActorError as error:
             return self._lose(call, _short(error))
         except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.RayTaskError) and call.kind == "absorb":
+                return self._lose(call, _short(error))  # it gave up the bundle, with all that was in it
             if call.kind == "absorb" and call.block is not None:
                 self._data.pop((call.worker, call.block), None)
                 return BlockLost(call.actor, call.block, _short(error))

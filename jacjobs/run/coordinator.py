@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 from jacjobs.planning.planner import Plan
 from jacjobs.run.executor import Executor
 from jacjobs.run.ledger import Command, Ledger, State, StopRequested
+from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
-from jacjobs.store.parts import Parts
+from jacjobs.store.parts import WAITING, Parts
 from jacjobs.store.schema import part_name
 from jacjobs.store.spill import spilled
-from jacjobs.store.writer import describe
+from jacjobs.store.writer import PartRecord, describe
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
@@ -73,14 +75,17 @@ class Coordinator:
         lock.acquire()
         try:
             self._folder.clear_scratch()
-            ledger = self._ledger = self._new_ledger()
+            before = self._folder.manifest()
+            ledger = self._ledger = self._new_ledger(before)
+            if before is not None and not self._entries_total:
+                return before
             commands = ledger.start(self._workers, self._assemblers)
             if not ledger.finished:
-                self._drive(ledger, commands, lock)
+                self._drive(ledger, commands)
             if ledger.error is not None:
                 raise ledger.error
             self._folder.clear_spills()
-            manifest = self._manifest(ledger)
+            manifest = self._manifest(ledger, before)
             self._folder.write_manifest(manifest)
             return manifest
         finally:
@@ -105,11 +110,11 @@ class Coordinator:
         """Hand out no more blocks; end when those on their way are done or the grace period is over."""
         self._stop.set()
 
-    def _new_ledger(self) -> Ledger:
+    def _new_ledger(self, before: Manifest | None) -> Ledger:
+        """What is there is what the run wrote, by its footers, and by the manifest if there was one."""
         tiling = self._plan.tiling
-        parts = Parts(self._folder, self._record, None)
-        parts.check()
-        there = {part.name for part in parts.all}
+        there = set(self._folder.part_names())
+        Parts(self._folder, self._record, before).check(there)
         missing = [i for i in range(tiling.parts) if part_name(tiling.part(i)) not in there]
         transposes: dict[int, list[int]] = {}
         if not tiling.spills:
@@ -123,13 +128,12 @@ class Coordinator:
         blocks = sum(tiling.blocks_in(i) for i in bundles)
         return Ledger(tiling, bundles, blocks, transposes, self._workers)
 
-    def _drive(self, ledger: Ledger, commands: list[Command], lock: RunLock) -> None:
+    def _drive(self, ledger: Ledger, commands: list[Command]) -> None:
         executor = self._make_executor()
         give_up = float("inf")
         try:
             executor.execute(commands)
             while not ledger.finished and time.monotonic() < give_up:
-                lock.beat()
                 for event in executor.poll(POLL_SECONDS):
                     executor.execute(ledger.handle(event))
                 if self._stop.is_set() and ledger.state == "running":
@@ -140,9 +144,12 @@ class Coordinator:
             executor.close()
             self._folder.clear_scratch()
 
-    def _manifest(self, ledger: Ledger) -> Manifest:
-        made = {record.name: record for record in ledger.committed}
+    def _manifest(self, ledger: Ledger, before: Manifest | None) -> Manifest:
+        made = {record.name: record for record in (*(before.parts if before else ()), *ledger.committed)}
         names = [part_name(self._plan.tiling.part(i)) for i in range(self._plan.tiling.parts)]
+        earlier = [name for name in names if name not in made]
+        with ThreadPoolExecutor(WAITING) as pool:
+            made.update(zip(earlier, pool.map(self._describe, earlier), strict=True))
         return Manifest(
             run=self._record.run,
             name=self._record.name,
@@ -152,7 +159,7 @@ class Coordinator:
             chunk=self._plan.chunk,
             compression=self._plan.compression,
             versions=self._record.versions,
-            checks=self._checks(ledger),
+            checks=self._checks(ledger, before),
             memory={
                 "budget_bytes": self._plan.resources.budget_bytes,
                 "predicted_bytes": self._plan.peak_bytes,
@@ -163,16 +170,22 @@ class Coordinator:
                 "seconds": round(time.monotonic() - self._started, 3),
                 "predicted_seconds": round(self._plan.seconds, 3),
             },
-            parts=tuple(made.get(name) or describe(self._folder.place, name) for name in names),
+            parts=tuple(made[name] for name in names),
         )
 
-    def _checks(self, ledger: Ledger) -> dict[str, Any]:
-        """What the manifest says of the check; of this attempt, where an earlier one made a part of J."""
+    def _describe(self, name: str) -> PartRecord:
+        with reading(self._folder.place.at(name)):
+            return describe(self._folder.place, name)
+
+    def _checks(self, ledger: Ledger, before: Manifest | None) -> dict[str, Any]:
+        """What the manifest says of the check; of this attempt, and of one that was complete before."""
+        earlier = before.checks if before else {}
+        recomputed = [str(self._plan.tiling.block(*b)) for b in sorted(ledger.recomputed)]
         return {
             "by": self._plan.checked_by,
-            "points": ledger.points_checked,
-            "worst_relative_error": ledger.worst_error,
-            "blocks_recomputed": [str(self._plan.tiling.block(*b)) for b in sorted(ledger.recomputed)],
+            "points": ledger.points_checked + earlier.get("points", 0),
+            "worst_relative_error": max(ledger.worst_error, earlier.get("worst_relative_error", 0.0)),
+            "blocks_recomputed": [*earlier.get("blocks_recomputed", ()), *recomputed],
         }
 
 

@@ -6,12 +6,15 @@ of it and could not remove it, since the store was down. A stale lock is taken o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import threading
 import time
 import uuid
-from pathlib import Path
+
+import psutil
 
 from jacjobs.errors import InputError
 from jacjobs.store.commit import storing
@@ -28,13 +31,18 @@ _LET_GO: set[str] = set()
 
 
 class RunLock:
-    """Held from `acquire` to `release`; call `beat` now and then."""
+    """Held from `acquire` to `release`; meanwhile a thread shows that the holder lives."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._token = uuid.uuid4().hex
-        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": self._token}
-        self._beaten = 0.0
+        self._holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "token": self._token,
+        }
+        self._over = threading.Event()
 
     def acquire(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Raises InputError if somebody else holds the lock and lives."""
@@ -49,18 +57,19 @@ class RunLock:
                     do="wait for it, or stop it first",
                 )
             time.sleep(0.2)
+        threading.Thread(target=self._beat, daemon=True).start()
 
-    def beat(self) -> None:
-        """Show that the holder lives; cheap to call often."""
-        now = time.monotonic()
-        if now - self._beaten >= HEARTBEAT_SECONDS:
-            self._beaten = now
-            with storing(self._place.at(NAME)):
-                self._place.touch(NAME)
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            # A store that is down for a while is no reason to stop; whoever writes a part will see it.
+            with contextlib.suppress(OSError):
+                if (self._read() or {}).get("token") == self._token:
+                    self._place.touch(NAME)
 
     def release(self) -> None:
         """Safe to call twice, and by one that never got it."""
         _LET_GO.add(self._token)
+        self._over.set()
         if (self._read() or {}).get("token") == self._token:
             with storing(self._place.at(NAME)):
                 self._place.remove(NAME)
@@ -72,7 +81,6 @@ class RunLock:
                     # Two that see the same stale lock may both remove it, but only one can create it.
                     self._place.remove(NAME)
                 return False
-        self._beaten = time.monotonic()
         return True
 
     def _stale(self) -> bool:
@@ -86,7 +94,7 @@ class RunLock:
         if holder.get("token") in _LET_GO:
             return True
         if holder.get("host") == self._holder["host"]:
-            return not _alive(int(str(holder["pid"]))) or age > STALE_SECONDS
+            return not _alive(holder)
         return age > STALE_SECONDS
 
     def _read(self) -> dict[str, object] | None:
@@ -97,18 +105,13 @@ class RunLock:
         return content if isinstance(content, dict) else None
 
 
-def _alive(pid: int) -> bool:
+def _alive(holder: dict[str, object]) -> bool:
+    """Is it a process of this host that has not ended? A number that is used again is another process."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(int(str(holder["pid"])))
+        same = abs(process.create_time() - float(str(holder.get("started", 0)))) < 2
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
+    except psutil.AccessDenied:
         return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return False

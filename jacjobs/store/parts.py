@@ -1,7 +1,7 @@
-"""The parts of a run, read: in threads, a few row groups at a time, each page checked against its sum.
+"""The parts of a run, read: in threads, a few row groups at a time, each compared with its digest.
 
-What is read is what was written, or an error: pages carry a checksum (CRC-32), the footer of a part that the
-manifest knows must have the digest that stands there, and a part that is none of this run's is refused.
+What is read is what was written, or an error: the footer of a part holds a digest of every row group's
+entries, the manifest one of the footer, and a part that is none of this run's is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,16 +26,22 @@ from jacjobs.shape import Box, Rectangle
 from jacjobs.store.commit import reason
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.place import Place
-from jacjobs.store.schema import part_name, part_rectangle, part_schema
+from jacjobs.store.schema import part_name, part_rectangle, part_schema, record_indices
 from jacjobs.store.selection import Wanted, boxes_of
-from jacjobs.store.writer import FOOTER_END, PartRecord
+from jacjobs.store.writer import FOOTER_END, GROUP_DIGITS, GROUPS, PartRecord, group_digest
 
 TASK_BYTES = 16 << 20
 """What a thread reads in one go."""
 THREADS = len(os.sched_getaffinity(0))
+WAITING = 16
+"""Threads that mostly wait, for a disk or an object store."""
+REMEMBERED = 64
+"""Footers; each takes some 3 kB a row group."""
 AHEAD = 2
 """Tasks under way for each thread: bounds memory."""
-_MAGIC = b"PAR1"
+MAGIC = b"PAR1"
+_COLUMNS = 4
+"""Of a part: point, line, start, values."""
 _Result = TypeVar("_Result")
 
 
@@ -143,23 +149,38 @@ class Parts:
                 "finishes it"
             )
 
-    def check(self) -> None:
-        """Read the footer of every part. Raises StoreError for one that is none of this run's, or damaged."""
-        for part in self.all:
+    def check(self, names: Collection[str]) -> None:
+        """Read the footers of these. Raises StoreError for one that is no part of this run, or damaged."""
+        known = {part.name for part in self.all}
+        for name in names:
+            if name not in known:
+                raise StoreError(f"{self._place.at(name)} is no part of this run; remove it")
+
+        def look(part: Part) -> None:
             with self.open(part):
+                pass
+
+        with ThreadPoolExecutor(WAITING) as pool:
+            for _ in pool.map(look, [part for part in self.all if part.name in names]):
                 pass
 
     # -- one part ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def open(self, part: Part) -> Iterator[pq.ParquetFile]:
-        """Its footer checked: of this run, of this rectangle, and as the manifest knows it."""
+    def open(self, part: Part, *, page_checksums: bool = False) -> Iterator[pq.ParquetFile]:
+        """Its footer checked: of this run, of this rectangle, and as the manifest knows it.
+
+        Digests of the entries say more than the pages' checksums, which are for other readers, and `verify`.
+        """
         where = self._place.at(part.name)
         try:
             with self._place.open(part.name) as file:
-                if part.name not in self._footers:
-                    self._footers[part.name] = self._footer(file, part, where)
-                yield pq.ParquetFile(file, metadata=self._footers[part.name], page_checksum_verification=True)
+                metadata = self._footers.get(part.name)
+                if metadata is None:
+                    metadata = self._footers[part.name] = self._footer(file, part, where)
+                    while len(self._footers) > REMEMBERED:
+                        self._footers.pop(next(iter(self._footers)), None)
+                yield pq.ParquetFile(file, metadata=metadata, page_checksum_verification=page_checksums)
         except MemoryError:
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -173,12 +194,13 @@ class Parts:
             )
         end = file.read_at(FOOTER_END, max(0, size - FOOTER_END))
         length = int.from_bytes(end[:4], "little")
-        if end[4:] != _MAGIC or length + FOOTER_END > size:
+        begin = MAGIC if known is not None else file.read_at(len(MAGIC), 0)
+        if begin != MAGIC or end[4:] != MAGIC or length + FOOTER_END > size:
             raise StoreError(f"{where} is cut short, or no Parquet file; {_MEND}")
         footer = file.read_at(length + FOOTER_END, size - length - FOOTER_END)
         if known is not None and xxhash.xxh3_128_hexdigest(footer) != known.footer:
             raise StoreError(f"{where} was changed since it was written (its footer); {_MEND}")
-        metadata = pq.read_metadata(pa.BufferReader(_MAGIC + footer))
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         self._check(metadata, part, where)
         return metadata
 
@@ -193,10 +215,11 @@ class Parts:
         schema = part_schema(self._layout, self._length, self.stripe, self._shape.dtype)
         if not metadata.schema.to_arrow_schema().equals(schema):
             raise StoreError(f"{where} does not have the columns of this run's parts; {_MEND}")
-        if metadata.num_rows != self.records(part.box):
-            raise StoreError(
-                f"{where} has {metadata.num_rows:,} records, not those of its rectangle; {_MEND}"
-            )
+        grouped = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        if not metadata.num_rows == grouped == self.records(part.box):
+            raise StoreError(f"{where} has {grouped:,} records, not those of its rectangle; {_MEND}")
+        if len(own.get(GROUPS.encode(), b"")) != GROUP_DIGITS * metadata.num_row_groups:
+            raise StoreError(f"{where} lacks digests of its row groups; {_MEND}")
 
     def records(self, box: Box) -> int:
         """How many records hold the lines of a box."""
@@ -211,9 +234,7 @@ class Parts:
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             last = first + group.num_rows
-            if any(
-                wanted.overlap(box) is not None for box, _ in boxes_of(part.box, self.stripe, first, last)
-            ):
+            if any(wanted.overlap(box) is not None for box in boxes_of(part.box, self.stripe, first, last)):
                 some.append((number, first, last))
                 nbytes += group.total_byte_size
             if nbytes >= TASK_BYTES:
@@ -227,28 +248,42 @@ class Parts:
         self, part: Part, groups: Sequence[tuple[int, int, int]]
     ) -> Iterator[tuple[Box, NDArray[Any]]]:
         with self.open(part) as file:
-            for number, first, last in groups:
-                values = self._values(file, part, number, last - first)
-                width = self.stripe or self._length
-                for box, records in boxes_of(part.box, self.stripe, first, last):
-                    if self.stripe:
-                        yield box, values[records.start][None, None]
-                    else:
-                        flat = values[0][records.start * width : records.stop * width]
-                        yield box, flat.reshape(box.extent)
+            for group, first, last in groups:
+                boxes = list(boxes_of(part.box, self.stripe, first, last))
+                yield from zip(boxes, self._values(file, part, group, boxes), strict=True)
 
-    def _values(self, file: pq.ParquetFile, part: Part, group: int, records: int) -> list[NDArray[Any]]:
-        """The entries of a row group: of each record where lines have stripes, else all in one array."""
+    def _values(
+        self, file: pq.ParquetFile, part: Part, group: int, boxes: Sequence[Box]
+    ) -> Iterator[NDArray[Any]]:
+        """The entries of a row group, box by box: those that were written, by their digest."""
         # Arrow's threads would not help: there is one column.
         table = file.read_row_group(group, columns=["values"], use_threads=False)
         column = table.column("values").combine_chunks()
-        flat = column.flatten().to_numpy()  # flatten() minds a slice, .values does not
-        if self.stripe:
-            return np.split(flat, np.cumsum(column.value_lengths().to_numpy())[:-1])
-        if len(flat) != records * self._length:
+        flat = column.flatten()  # minds a slice, .values does not
+        counts = [box.entries for box in boxes]
+        if len(flat) != sum(counts) or group_digest(flat) != self.digest(file.metadata, group):
             where = self._place.at(part.name)
-            raise StoreError(f"{where} has {len(flat):,} entries in row group {group}; {_MEND}")
-        return [flat]
+            raise StoreError(f"{where} has other entries in row group {group} than were written; {_MEND}")
+        for box, values in zip(boxes, np.split(flat.to_numpy(), np.cumsum(counts)[:-1]), strict=True):
+            yield values.reshape(box.extent)
+
+    def digest(self, metadata: Any, group: int) -> str:
+        """What the footer says is the digest of a row group's entries."""
+        start = group * GROUP_DIGITS
+        digests: bytes = metadata.metadata[GROUPS.encode()]
+        return digests[start : start + GROUP_DIGITS].decode(errors="replace")
+
+    def misplaced(self, table: pa.Table, boxes: Sequence[Box]) -> list[str]:
+        """The columns of a row group that are not as the boxes say which it holds."""
+        columns = zip(*(record_indices(box, self.stripe) for box in boxes), strict=True)
+        point, line, start, stop = (np.concatenate(column) for column in columns)
+        lengths = table.column("values").combine_chunks().value_lengths()
+        found = {name: table.column(name) for name in table.column_names[:3]} | {"length of values": lengths}
+        return [
+            name
+            for (name, has), expected in zip(found.items(), (point, line, start, stop - start), strict=True)
+            if not np.array_equal(has.to_numpy(), expected)
+        ]
 
     # -- coverage ------------------------------------------------------------------------------------------
 
@@ -296,6 +331,23 @@ class Parts:
         return StoreError(
             f"{self._place.at(part.name)} overlaps another part; remove the one that is not ours"
         )
+
+
+def pages_of(group: Any) -> tuple[int, int] | None:
+    """Where the pages of a row group begin and end, None unless those of its columns lie end to end: a wrong
+    offset in a footer may lead to another page, whose checksum is right.
+
+    Only for a row group that was read with all its columns. Where Arrow cannot make sense of a column's
+    metadata, reading raises, but asking pyarrow for them ends the process.
+    """
+    if group.num_columns != _COLUMNS:
+        return None
+    begin = end = group.column(0).data_page_offset
+    for column in map(group.column, range(_COLUMNS)):
+        if column.has_dictionary_page or column.data_page_offset != end:
+            return None
+        end += column.total_compressed_size
+    return begin, end
 
 
 _MEND = "remove it, then `jacjobs resume` makes it again"

@@ -7,7 +7,10 @@ was ready first, so the same dataset gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,23 @@ from jacjobs.shape import Box
 from jacjobs.store.parts import Parts
 from jacjobs.store.selection import Axis, Overlap, Wanted
 
+_limit: tuple[threading.Lock, list[Any]] = (threading.Lock(), [])
 _Kernel = Callable[[Overlap, NDArray[Any]], NDArray[Any]]
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """The limit is the process's: whoever comes first sets it, and the last to leave takes it back."""
+    lock, inside = _limit
+    with lock:
+        inside.append(threadpool_limits(1, "blas") if not inside else None)
+    try:
+        yield
+    finally:
+        with lock:
+            if len(inside) == 1:
+                inside[0].restore_original_limits()
+            inside.pop()
 
 
 class Source:
@@ -82,7 +101,7 @@ class Source:
             return where[0], where[axis], made
 
         # One thread each: BLAS's own threads would wait for each other, at half the speed.
-        with threadpool_limits(1, "blas"):
+        with _one_blas_thread():
             for some, there, made in self._parts.each(self._wanted, work):
                 out[some, there] += made
         return out
@@ -91,39 +110,51 @@ class Source:
 
     def gram(self, memory_bytes: int) -> NDArray[Any]:
         """J Jᵀ of all points' rows, stacked: (P·m, P·m)."""
-        return self._pairs(memory_bytes) if self._by_rows else self._stacked_pairs(memory_bytes)
+        if not self._by_rows:
+            return self._stacked_pairs(memory_bytes)
+        P, lines, _ = self._wanted.extent
+        out = np.zeros((P * lines, P * lines), self._dtype)
+        self._pairs(memory_bytes, out)
+        return out
 
     def normal(self, memory_bytes: int) -> NDArray[Any]:
         """Jᵀ J of all points' rows, stacked: (n, n)."""
         P, lines, length = self._wanted.extent
-        out = np.zeros((length, length) if self._by_rows else (lines, lines), self._dtype)
+        item = self._dtype.itemsize
         if self._by_rows:  # one pass: each panel of rows adds its own product
-            step = max(1, memory_bytes // (4 * length * self._dtype.itemsize))
+            out = np.zeros((length, length), self._dtype)
+            step = max(1, memory_bytes // (4 * length * item))
             for start in range(0, P * lines, step):
-                panel = self._panel(start, min(start + step, P * lines))
-                out += panel.T @ panel
-        else:
+                _add_square(out, self._panel(start, min(start + step, P * lines)), memory_bytes)
+            return out
+        out = np.zeros((lines, lines), self._dtype)
+        points = memory_bytes // (4 * lines * length * item)
+        if not points:  # not even one matrix fits
             for point in range(P):
-                out += self._pairs(memory_bytes, point)
+                self._pairs(memory_bytes, out, point)
+            return out
+        for start in range(0, P, points):
+            some = Axis(self._range(0)[start : start + points])
+            read = self._read(self._wanted._replace(points=some))
+            _add_square(out, read.transpose(0, 2, 1).reshape(-1, lines), memory_bytes)
         return out
 
-    def _pairs(self, memory_bytes: int, point: int | None = None) -> NDArray[Any]:
-        """The products of all pairs of lines, stacked over the points, or of one point: two panels of lines
-        are in memory at a time.
+    def _pairs(self, memory_bytes: int, out: NDArray[Any], point: int | None = None) -> None:
+        """Add the products of all pairs of lines, stacked over the points, or of one point: two panels of
+        lines are in memory at a time, and their product.
         """
         P, lines, length = self._wanted.extent
         first, count = (0, P * lines) if point is None else (point * lines, lines)
-        out = np.empty((count, count), self._dtype)
-        step = max(1, memory_bytes // (3 * length * self._dtype.itemsize))
+        item = self._dtype.itemsize
+        step = max(1, min(memory_bytes // (4 * length * item), math.isqrt(memory_bytes // (4 * item))))
         panels = [(start, min(start + step, count)) for start in range(0, count, step)]
         for i, (low, high) in enumerate(panels):
             upper = self._panel(first + low, first + high)
-            out[low:high, low:high] = upper @ upper.T
+            out[low:high, low:high] += upper @ upper.T
             for start, stop in panels[i + 1 :]:
                 product = upper @ self._panel(first + start, first + stop).T
-                out[low:high, start:stop] = product
-                out[start:stop, low:high] = product.T
-        return out
+                out[low:high, start:stop] += product
+                out[start:stop, low:high] += product.T
 
     def _stacked_pairs(self, memory_bytes: int) -> NDArray[Any]:
         """The products of all pairs of positions, of all points, summed over the lines: one pass over lines
@@ -135,8 +166,7 @@ class Source:
         for start in range(0, lines, step):
             some = Axis(self._range(1)[start : start + step])
             read = self._read(self._wanted._replace(lines=some))
-            slab = read.transpose(1, 0, 2).reshape(read.shape[1], -1)
-            out += slab.T @ slab
+            _add_square(out, read.transpose(1, 0, 2).reshape(read.shape[1], -1), memory_bytes)
         return out
 
     def _panel(self, start: int, stop: int) -> NDArray[Any]:
@@ -200,3 +230,10 @@ class Source:
 
     def _cast(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.astype(self._dtype, copy=False) if values.dtype == np.float16 else values
+
+
+def _add_square(out: NDArray[Any], panel: NDArray[Any], memory_bytes: int) -> None:
+    """Add panel.T @ panel, some rows of it at a time."""
+    step = max(1, memory_bytes // (4 * len(out) * out.itemsize))
+    for start in range(0, len(out), step):
+        out[start : start + step] += panel[:, start : start + step].T @ panel

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.shape import JacobianShape, Rectangle, Segment, Tree
+from jacjobs.shape import Rectangle, Segment, Tree
 from jacjobs.store import products
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.parts import Parts
@@ -164,7 +164,8 @@ class JacobianDataset:
         """`J[points, rows, columns]`, as NumPy would index the array: integers, slices, arrays of integers or
         of bool, `...`. Rows and columns may be the name of a segment.
 
-        Reads only the row groups that hold some of it. Raises StoreError where they are not there yet.
+        Reads only the row groups that hold some of it. Several arrays in one index pair up, as NumPy's do,
+        but all their combinations are read first. Raises StoreError where some of it is not there yet.
         """
         parsed = parse_index(index, self.shape, self._outputs, self._inputs)
         read = self._read(*parsed.axes)
@@ -199,7 +200,8 @@ class JacobianDataset:
         inside. Leaves are NumPy arrays of shape (*output, *input), or (P, *output, *input) with `in_dims`.
         """
         structure = self.record.shape.structure
-        if structure is None or (self._rows, self._columns) != self._whole:
+        stored = self.record.shape
+        if structure is None or (self._outputs, self._inputs) != (stored.outputs, stored.inputs):
             raise ValueError("a segment has no structure of its own; call tree() of the whole dataset")
         J = self.to_numpy()
         points = (self.points,) if structure.has_points else ()
@@ -218,13 +220,13 @@ class JacobianDataset:
     def __matmul__(self, v: Any) -> NDArray[Any]:
         """`J.to_numpy() @ v`, streamed: v of shape (n,) gives (P, m), of shape (n, k) (P, m, k)."""
         v = _vector("J @ v", v, self.shape[2], "n", 0)
-        made = self._source().by_columns(v.reshape(1, len(v), -1), total=False)
-        return made.reshape(made.shape[:2] + v.shape[1:])
+        made = self._source().by_columns(v[None] if v.ndim == 2 else v[None, :, None], total=False)
+        return made if v.ndim == 2 else made[:, :, 0]
 
     def __rmatmul__(self, u: Any) -> NDArray[Any]:
         """`u @ J.to_numpy()`, streamed: u of shape (m,) gives (P, n), of shape (k, m) (P, k, n)."""
         u = _vector("u @ J", u, self.shape[1], "m", -1)
-        made = self._source().by_rows(u.T.reshape(1, u.shape[-1], -1), total=False)
+        made = self._source().by_rows(u.T[None] if u.ndim == 2 else u[None, :, None], total=False)
         return made.transpose(0, 2, 1) if u.ndim == 2 else made[:, :, 0]
 
     def gram(self, memory_bytes: int = MEMORY_BYTES) -> NDArray[Any]:
@@ -293,11 +295,6 @@ class JacobianDataset:
         return {**content, **self._source().extremes()}
 
     # -- within --------------------------------------------------------------------------------------------
-
-    @property
-    def _whole(self) -> tuple[range, range]:
-        stored: JacobianShape = self.record.shape
-        return range(stored.rows), range(stored.columns)
 
     def _source(self) -> products.Source:
         rows, columns = Axis(self._rows), Axis(self._columns)

@@ -94,8 +94,8 @@ class Overlap(NamedTuple):
         return taken
 
 
-def boxes_of(part: Box, stripe: int | None, first: int, last: int) -> Iterator[tuple[Box, slice]]:
-    """What records first…last of a part hold: boxes, and where each begins and ends among these records.
+def boxes_of(part: Box, stripe: int | None, first: int, last: int) -> Iterator[Box]:
+    """What records first…last of a part hold, as boxes, in order.
 
     Whole matrices make one box, the cut ones before and after them one each; each stripe is a box.
     """
@@ -105,16 +105,13 @@ def boxes_of(part: Box, stripe: int | None, first: int, last: int) -> Iterator[t
             line, k = divmod(record, stripes)
             point, line = divmod(line, part.lines)
             start = part.start + k * stripe
-            yield (
-                Box(
-                    part.point_start + point,
-                    part.point_start + point + 1,
-                    part.line_start + line,
-                    part.line_start + line + 1,
-                    start,
-                    min(start + stripe, part.stop),
-                ),
-                slice(record - first, record - first + 1),
+            yield Box(
+                part.point_start + point,
+                part.point_start + point + 1,
+                part.line_start + line,
+                part.line_start + line + 1,
+                start,
+                min(start + stripe, part.stop),
             )
         return
     record = first
@@ -123,13 +120,12 @@ def boxes_of(part: Box, stripe: int | None, first: int, last: int) -> Iterator[t
         points, lines = 1, min(part.lines - line, last - record)
         if line == 0 and last - record >= part.lines:
             points = (last - record) // part.lines
-        box = part._replace(
+        yield part._replace(
             point_start=part.point_start + point,
             point_stop=part.point_start + point + points,
             line_start=part.line_start + line,
             line_stop=part.line_start + line + lines,
         )
-        yield box, slice(record - first, record - first + points * lines)
         record += points * lines
 
 

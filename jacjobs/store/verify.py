@@ -6,17 +6,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jacjobs.errors import StoreError
 from jacjobs.store.commit import reading, reason
 from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
-from jacjobs.store.parts import Part, Parts
-from jacjobs.store.schema import part_rectangle, record_indices
+from jacjobs.store.parts import MAGIC, Part, Parts, pages_of
+from jacjobs.store.schema import part_rectangle
 from jacjobs.store.selection import boxes_of
-from jacjobs.store.writer import describe
+from jacjobs.store.writer import FOOTER_END, describe, group_digest
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ def verify_run(path: str) -> Verdict:
     folder.require_run()
     faults: list[Fault] = []
     parts = None
-    complete = "manifest.json" in folder.place.files("_jacjobs")
+    with reading(folder):
+        complete = "manifest.json" in folder.place.files("_jacjobs")
     for name in [PLAN, MANIFEST] if complete else [PLAN]:
         faults += _json_faults(folder, name)
     nbytes = 0
@@ -91,7 +91,9 @@ def _json_faults(folder: RunFolder, name: str) -> Iterator[Fault]:
 
 def _strangers(folder: RunFolder, known: set[str]) -> Iterator[Fault]:
     """Files that other readers would take for parts."""
-    for name in sorted(folder.place.files()):
+    with reading(folder):
+        names = sorted(folder.place.files())
+    for name in names:
         if name not in known and (part_rectangle(name) or name.endswith(".parquet")):
             yield Fault(name, "is no part of this run; remove it")
 
@@ -105,8 +107,10 @@ def _part_faults(folder: RunFolder, parts: Parts, part: Part) -> tuple[list[Faul
             found = describe(folder.place, part.name)
         if part.record is not None and found != part.record:
             return [Fault(part.name, _difference(found.bytes, part.record.bytes))], found.bytes
-        with parts.open(part) as file:
-            return [Fault(part.name, what) for what in _record_faults(parts, part, file)], found.bytes
+        with parts.open(part, page_checksums=True) as file:
+            return [
+                Fault(part.name, what) for what in _record_faults(parts, part, file, found.bytes)
+            ], found.bytes
     except StoreError as error:
         return [Fault(part.name, str(error))], 0
 
@@ -119,33 +123,32 @@ def _difference(nbytes: int, expected: int) -> str:
     return "was changed since it was written (its digest differs); remove it, then `jacjobs resume`"
 
 
-def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile) -> Iterator[str]:
-    """Every record once, in order, each with the entries that its place says."""
-    first = 0
+def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile, nbytes: int) -> Iterator[str]:
+    """Every record once, in order, each with the entries that its place says; and nothing between them."""
+    first, end = 0, len(MAGIC)
     for number in range(file.metadata.num_row_groups):
         try:
             table = file.read_row_group(number, use_threads=False)
         except (OSError, ValueError, pa.ArrowException) as error:
             yield f"row group {number} cannot be read: {reason(error)}; remove it, then `jacjobs resume`"
             return
-        last = first + table.num_rows
-        boxes = [box for box, _ in boxes_of(part.box, parts.stripe, first, last)]
-        columns = zip(*(record_indices(box, parts.stripe) for box in boxes), strict=True)
-        point, line, start, stop = (np.concatenate(column) for column in columns)
-        lengths = table.column("values").combine_chunks().value_lengths()
-        found = [table.column(i).to_numpy() for i in range(3)] + [lengths.to_numpy()]
-        for name, has, expected in zip(
-            (*table.column_names[:3], "length of values"),
-            found,
-            (point, line, start, stop - start),
-            strict=True,
-        ):
-            if not np.array_equal(has, expected):
-                yield f"row group {number} has other records than its place says ({name}); remove it"
-        first = last
+        last = first + file.metadata.row_group(number).num_rows
+        boxes = list(boxes_of(part.box, parts.stripe, first, last))
+        entries = table.column("values").combine_chunks().flatten()
+        if group_digest(entries) != parts.digest(file.metadata, number):
+            yield f"row group {number} has other entries than were written; remove it, then `jacjobs resume`"
+        for column in parts.misplaced(table, boxes):
+            yield f"row group {number} has other records than its place says ({column}); remove it"
+        pages = pages_of(file.metadata.row_group(number))
+        if pages is None or pages[0] != end:
+            yield f"row group {number} does not lie where the footer says; remove it, then `jacjobs resume`"
+            return
+        first, end = last, pages[1]
+    if end + file.metadata.serialized_size + FOOTER_END != nbytes:
+        yield "has more in it than its footer says; remove it, then `jacjobs resume`"
 
 
 def _file_of(error: StoreError, folder: RunFolder) -> str:
     """The file that an error names first, relative to the run's folder."""
-    said = str(error).split()[0].removeprefix(folder.place.at(""))
+    said = str(error).removeprefix(folder.place.at("")).split()[0]
     return said if part_rectangle(said) else MANIFEST

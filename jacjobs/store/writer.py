@@ -29,6 +29,11 @@ PAGE_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 
 
+GROUPS = "jacjobs.groups"
+"""Key of the metadata that hold the digests of the row groups' entries, end to end."""
+GROUP_DIGITS = 16
+
+
 class PartRecord(BaseModel):
     """What the manifest says of a part: digests (XXH3, 128 bits) of the file, and of its footer."""
 
@@ -79,6 +84,7 @@ class PartWriter:
         length = shape.lines(form.layout)[1]
         self._schema = part_schema(form.layout, length, form.stripe, shape.dtype, metadata)
         self._bytes = part.entries * shape.item_bytes
+        self._groups = ""
         with self._storing():
             self._pending = place.pending(self._name)
             self._writer = pq.ParquetWriter(
@@ -95,11 +101,15 @@ class PartWriter:
         """Append entries, shape (points, lines, width); boxes come in the order of their records."""
         with self._storing():
             table = part_records(box, values, self._form.stripe, self._schema)
-            self._writer.write_table(table, row_group_size=self._form.group_records)
+            size = self._form.group_records
+            for start in range(0, table.num_rows, size):
+                self._groups += group_digest(table.slice(start, size).column("values").chunk(0).flatten())
+            self._writer.write_table(table, row_group_size=size)
 
     def commit(self) -> PartRecord:
         """Make the part visible under its final name, and say what it is."""
         with self._storing():
+            self._writer.add_key_value_metadata({GROUPS: self._groups})
             self._writer.close()
             record = PartRecord(
                 name=self._name,
@@ -121,6 +131,11 @@ class PartWriter:
 
     def _storing(self) -> Any:
         return storing(self._place.at(self._name), self._bytes)
+
+
+def group_digest(entries: pa.Array) -> str:
+    """XXH3, 64 bits, in hexadecimal digits, of the entries of a row group, as they lie in memory."""
+    return str(xxhash.xxh3_64_hexdigest(entries.to_numpy()))
 
 
 def compressible(entries: NDArray[np.generic]) -> float:

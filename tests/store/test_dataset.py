@@ -304,7 +304,7 @@ def test_a_part_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a part of run 9, not of 0123"):
         open_run(folder.uri).to_numpy()
     with pytest.raises(StoreError, match="a part of run 9"):
-        Parts(folder, folder.record(), None).check()
+        Parts(folder, folder.record(), None).check(folder.part_names())
     assert "a part of run 9" in str(verify_run(folder.uri).faults[0])
 
 

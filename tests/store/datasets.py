@@ -1,0 +1,116 @@
+"""Small datasets, written with the store's own classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
+from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.writer import PartFormat, PartRecord, PartWriter
+
+CREATED = "2026-01-01T00:00:00+00:00"
+VERSIONS = {"jacjobs": "0.1.0", "torch": "2.11.0"}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a dataset is stored: points and lines of a part, records of a row group, entries of a stripe."""
+
+    layout: Layout = "rows"
+    compression: Compression = "none"
+    stripe: int | None = None
+    part_points: int = 1
+    part_lines: int | None = None
+    group_records: int = 3
+
+
+def write_dataset(
+    path: Path,
+    shape: JacobianShape,
+    J: np.ndarray,
+    form: Form,
+    *,
+    run: str,
+    without: int | None = None,
+    finished: bool = True,
+) -> RunFolder:
+    """Write J as the run `run`; leave out the part with the number `without`, and the manifest unless
+    `finished`.
+    """
+    folder = RunFolder(path)
+    folder.create(
+        RunRecord(
+            run=run,
+            name=path.name,
+            created=CREATED,
+            versions=VERSIONS,
+            shape=shape,
+            layout=form.layout,
+            stripe=form.stripe,
+            fingerprint={"function": run},
+            options={},
+            plan={"strategy": "vjp/vmap", "chunk": 1, "compression": form.compression},
+        )
+    )
+    parts = [
+        _write_part(folder, shape, J, form, rectangle, run)
+        for number, rectangle in enumerate(rectangles(shape, form))
+        if number != without
+    ]
+    if finished:
+        folder.write_manifest(
+            Manifest(
+                run=run,
+                name=path.name,
+                finished=CREATED,
+                shape=shape,
+                strategy="vjp/vmap",
+                chunk=1,
+                compression=form.compression,
+                versions=VERSIONS,
+                timings={"seconds": 1.5},
+                parts=tuple(parts),
+            )
+        )
+    return folder
+
+
+def rectangles(shape: JacobianShape, form: Form) -> list[Rectangle]:
+    """Of all parts, in the order of their records."""
+    lines, length = shape.lines(form.layout)
+    some = form.part_lines or lines
+    return [
+        Box(
+            point, min(point + form.part_points, shape.points), line, min(line + some, lines), 0, length
+        ).rectangle(form.layout)
+        for point in range(0, shape.points, form.part_points)
+        for line in range(0, lines, some)
+    ]
+
+
+def _write_part(
+    folder: RunFolder, shape: JacobianShape, J: np.ndarray, form: Form, part: Rectangle, run: str
+) -> PartRecord:
+    out = PartWriter(
+        folder.place,
+        part,
+        PartFormat(
+            shape=shape,
+            layout=form.layout,
+            compression=form.compression,
+            stripe=form.stripe,
+            group_records=form.group_records,
+            metadata={"format": "1", "run": run, "strategy": "vjp/vmap", "torch": VERSIONS["torch"]},
+        ),
+    )
+    entries = J[
+        part.point_start : part.point_stop,
+        part.row_start : part.row_stop,
+        part.column_start : part.column_stop,
+    ]
+    lines = entries if form.layout == "rows" else entries.transpose(0, 2, 1)
+    out.add(part.box(form.layout), np.ascontiguousarray(lines))
+    return out.commit()
