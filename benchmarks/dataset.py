@@ -262,6 +262,7 @@ def assemble(path: str, layout: Layout, rows: int, columns: int, answer: Any) ->
             start = time.perf_counter()
             assembler.absorb(BlockId(bundle, i), values)
             seconds += time.perf_counter() - start
+            del values
     start = time.perf_counter()
     if tiling.spills:
         with ThreadPoolExecutor(2) as pool:

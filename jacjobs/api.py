@@ -15,11 +15,10 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import STRATEGIES
-from jacjobs.autodiff.check import CHECKERS, Checker
+from jacjobs.autodiff.check import CHECKERS, Checker, Finding
 from jacjobs.errors import InputError, JacjobsError, RunDiffersError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
@@ -27,7 +26,7 @@ from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Facts, Plan, chooser_for, make_plan
-from jacjobs.problem import Problem
+from jacjobs.problem import Problem, function_error
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
 from jacjobs.run.resources import check_budget, resources_here, resources_named, uses_gpu
 from jacjobs.run.survey import survey
@@ -151,11 +150,19 @@ def verify(path: str | Path, problem: Problem | None = None) -> Verdict:
     problem:  if given, J is also compared with products of this problem (Freivalds' check, as while it was
               computed, but at every point), and the problem with the run's fingerprint. Runs its function.
 
-    Raises InputError where there is no run.
+    Raises InputError where there is no run, or one that is not complete is to be compared with a problem;
+    FunctionError where the problem's function raises.
     """
     verdict = verify_run(str(path))
-    if problem is None or not verdict.sound or not verdict.complete:
+    if problem is None or not verdict.sound:
         return verdict
+    if not verdict.complete:
+        raise InputError.about(
+            str(path),
+            got="a run that is not complete",
+            expected="a complete one",
+            do="`jacjobs resume` it first",
+        )
     return replace(verdict, faults=tuple(_products_faults(open_run(path), problem)))
 
 
@@ -172,25 +179,45 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
         if marks.get(what) != record.fingerprint.get(what):
             yield Fault("_jacjobs/plan.json", f"is of another problem: {what} differs")
             return
-    makes = "columns" if plan.by_columns else "rows"
+    # Lines of the dataset are compared, whatever the products were: each part is read once.
     works = {c.strategy for c in plan.candidates if c.reason is None}
-    by = plan.checked_by or next(name for name in CHECKERS[makes] if name in works or name.endswith("loop"))
-    checker = Checker(problem, makes, by, plan.check_points, every_point=True, stored=plan.shape.dtype)
-    for bundle in range(plan.tiling.bundles):
-        for position in range(plan.tiling.blocks_in(bundle)):
-            block = plan.tiling.block(bundle, position)
-            if checker.check(block, _entries(J, block)).passed:
-                continue
-            for point in range(block.point_start, block.point_stop):
-                one = block._replace(point_start=point, point_stop=point + 1)
-                found = checker.check(one, _entries(J, one))
-                if not found.passed:
-                    what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
-                    yield Fault(", ".join(J.parts_with(one)), what)
+    by = next(name for name in CHECKERS[plan.layout] if name in works or name.endswith("loop"))
+    stored = plan.shape.dtype
+    checker = Checker(problem, plan.layout, by, plan.check_points, every_point=True, stored=stored)
+    for piece in _bands(plan):
+        if _agrees(checker, J, piece).passed:
+            continue
+        for point in range(piece.point_start, piece.point_stop):
+            one = piece._replace(point_start=point, point_stop=point + 1)
+            found = _agrees(checker, J, one)
+            if not found.passed:
+                what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
+                yield Fault(", ".join(J.parts_with(one)), what)
 
 
-def _entries(J: JacobianDataset, r: Rectangle) -> NDArray[Any]:
-    return J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+def _bands(plan: Plan) -> Iterator[Rectangle]:
+    """The parts of J, in pieces that fit a block's memory: of some points, or of some lines of one point."""
+    for number in range(plan.tiling.parts):
+        part = plan.tiling.part(number).box(plan.layout)
+        line_bytes = part.width * plan.shape.item_bytes
+        lines = max(1, min(part.lines, BLOCK_BYTES // line_bytes))
+        points = max(1, BLOCK_BYTES // (part.lines * line_bytes)) if lines == part.lines else 1
+        for point in range(part.point_start, part.point_stop, points):
+            for line in range(part.line_start, part.line_stop, lines):
+                yield part._replace(
+                    point_start=point,
+                    point_stop=min(point + points, part.point_stop),
+                    line_start=line,
+                    line_stop=min(line + lines, part.line_stop),
+                ).rectangle(plan.layout)
+
+
+def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
+    entries = J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+    try:
+        return checker.check(r, entries)
+    except Exception as error:
+        raise function_error(error, f"while its products at {r} were computed") from None
 
 
 # -- runs --------------------------------------------------------------------------------------------------
@@ -355,7 +382,8 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
         resources = resources_here(job.cluster, memory, path)
     else:
         resources = resources_named(device, job.cluster, memory, path)
-    sample = job.output.compression == "auto"
+    stored = job.output.dtype or job.problem.shape.dtype
+    sample = stored if job.output.compression == "auto" else None
     return _Draft(job, survey(job.problem, job.compute.strategy, resources, sample=sample), resources)
 
 

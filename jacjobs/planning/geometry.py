@@ -30,8 +30,10 @@ PARTS_WANTED = 8
 BLOCK_SECONDS = 30.0
 PART_SECONDS = 300.0
 """Where products take long, a block and a part hold fewer: a crash costs so much of a worker's time."""
-IN_MEMORY_BYTES = 256 * MIB
-"""A matrix whose blocks cross its lines is put together in memory up to this size, else from spills."""
+IN_MEMORY_BYTES = 64 * MIB
+"""A matrix whose blocks cross its lines is put together in memory up to this size, else from spills: a block
+more for each worker, since as many parts are open.
+"""
 ROW_GROUP_BYTES = 2 * MIB
 """What is read for one row of J, at least; larger groups are no faster, in reading or in writing."""
 STRIPE_BYTES = 16 * MIB
@@ -228,7 +230,10 @@ def tile(
         # What is lost with a crash is a spill; parts are soon read again.
         spill_blocks = max(1, seconds_bytes // (block_products * product_bytes))
         part_lines = _multiple(part_bytes // (length * shape.item_bytes), 1, at_most=lines)
-    elif splits_lines or block_products == products or shape.matrix_bytes <= seconds_bytes:
+    elif splits_lines:
+        most = min(seconds_bytes, IN_MEMORY_BYTES)
+        part_points = _multiple(most // shape.matrix_bytes, block_points, at_most=shape.points)
+    elif block_products == products or shape.matrix_bytes <= seconds_bytes:
         part_points = _multiple(seconds_bytes // shape.matrix_bytes, block_points, at_most=shape.points)
     else:
         part_lines = _multiple(seconds_bytes // product_bytes, block_products, at_most=lines)

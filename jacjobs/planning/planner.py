@@ -139,7 +139,7 @@ def make_plan(
     model = chooser.models[best.strategy]
     tiling = chooser.tiling(model, best.chunk, best.product_seconds)
     disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
-    _check_disk(disk_bytes + scratch_bytes, resources, output.path, _compression(facts, output))
+    _check_disk(disk_bytes, scratch_bytes, resources, output.path, _compression(facts, output))
     checker = None
     if compute.check != "off":
         checker = next((m for n in checkers(best.strategy) if (m := _model(facts, n)) is not None), None)
@@ -254,9 +254,11 @@ def _disk(shape: JacobianShape, tiling: Tiling, workers: int) -> tuple[int, int]
     return dataset, spilled
 
 
-def _check_disk(needed_bytes: int, resources: Resources, path: str, compression: Compression) -> None:
+def _check_disk(
+    disk_bytes: int, scratch_bytes: int, resources: Resources, path: str, compression: Compression
+) -> None:
     free = resources.disk_free_bytes
-    least = needed_bytes if compression == "none" else needed_bytes // BEST_COMPRESSION
+    least = scratch_bytes + (disk_bytes if compression == "none" else disk_bytes // BEST_COMPRESSION)
     if free is not None and least > free:
         raise InputError.about(
             f"disk space at {path}",

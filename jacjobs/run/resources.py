@@ -101,9 +101,10 @@ def _free_bytes(path: str | Path) -> int | None:
     """On the file system where `path` is, or will be; None where that has no size (/proc, some networks, an
     object store).
     """
-    if not isinstance(place_of(path), LocalFolder):
+    folder = place_of(path)
+    if not isinstance(folder, LocalFolder):
         return None
-    place = Path(path).absolute()
+    place = folder.path
     while not place.exists() and place != place.parent:
         place = place.parent
     try:

@@ -29,11 +29,11 @@ TRIAL_SHARE = 0.8
 """A trial may take so much of the memory that is there: what a plan for elsewhere allows may not be."""
 
 
-def survey(problem: Problem, asked: str, resources: Resources, *, sample: bool = False) -> Facts:
+def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | None = None) -> Facts:
     """Call the function a few times, on fake tensors and on tiny real chunks, within the budget.
 
     asked:   a strategy by name, or auto for all of them. Those that check its blocks are looked at as well.
-    sample:  whether to see how well J compresses.
+    sample:  see how well J compresses, stored as this dtype; None: nobody wants to know.
 
     Raises FunctionError where the function raises whatever the strategy, InputError where it is random or
     mixes its samples, or does not support the strategy that is asked for.
@@ -81,11 +81,11 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: bool =
     if asked != "auto":
         _check_asked(candidates[0])
     tried = [c.strategy for c in candidates if c.tried and c.reason is None]
-    saving = _saving(problem, tried[0], chunk) if sample and tried else None
+    saving = _saving(problem, tried[0], chunk, sample) if sample and tried else None
     return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()), saving=saving)
 
 
-def _saving(problem: Problem, strategy: str, chunk: int) -> float | None:
+def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | None:
     """The part of its bytes that compression saves, of a chunk of products at each of a few points, spread
     over J. A point at which the function raises is left to the block that computes it.
     """
@@ -102,7 +102,7 @@ def _saving(problem: Problem, strategy: str, chunk: int) -> float | None:
         else:
             some = some._replace(column_start=first, column_stop=last)
         with contextlib.suppress(Exception):
-            found.append(compute_block(problem, Pace(strategy, chunk), some).reshape(-1))
+            found.append(compute_block(problem, Pace(strategy, chunk), some, dtype).reshape(-1))
     return compressible(np.concatenate(found)) if found else None
 
 

@@ -121,6 +121,13 @@ class Worker:
             )
         return Computed(values, Findings(checked=second.points, error=second.error, recomputed=True))
 
+    @property
+    def _too_narrow(self) -> str:
+        """A hint, where entries that are finite may not be so in the dtype that they are stored as."""
+        shape = self._plan.shape
+        narrower = np.dtype(shape.dtype).itemsize < np.dtype(self._problem.shape.dtype).itemsize
+        return f", or store J as more than {shape.dtype} (output.dtype)" if narrower else ""
+
     def _nonfinite(self, rectangle: Rectangle, values: NDArray[Any]) -> int:
         if self._plan.nonfinite == "allow":
             return 0
@@ -136,7 +143,7 @@ class Worker:
             raise NonFiniteError(
                 f"the Jacobian has {count:,} entries that are NaN or infinite in {rectangle}, the first at "
                 f"point {rectangle.point_start + point}, row {rectangle.row_start + row}, "
-                f"column {rectangle.column_start + column}; mend the function there, "
+                f"column {rectangle.column_start + column}; mend the function there{self._too_narrow}, "
                 "or --set compute.nonfinite=warn"
             )
         return count

@@ -87,15 +87,22 @@ class PartWriter:
         self._groups = ""
         with self._storing():
             self._pending = place.pending(self._name)
-            self._writer = pq.ParquetWriter(
-                self._pending,
-                self._schema,
-                use_dictionary=False,
-                write_statistics=[field.name for field in self._schema if field.name != "values"],
-                write_page_checksum=True,
-                data_page_size=PAGE_BYTES,
-                **COMPRESSION[form.compression],
-            )
+            try:
+                self._writer = self._opened()
+            except BaseException:
+                self._pending.discard()
+                raise
+
+    def _opened(self) -> pq.ParquetWriter:
+        return pq.ParquetWriter(
+            self._pending,
+            self._schema,
+            use_dictionary=False,
+            write_statistics=[field.name for field in self._schema if field.name != "values"],
+            write_page_checksum=True,
+            data_page_size=PAGE_BYTES,
+            **COMPRESSION[self._form.compression],
+        )
 
     def add(self, box: Box, values: NDArray[np.generic]) -> None:
         """Append entries, shape (points, lines, width); boxes come in the order of their records."""
