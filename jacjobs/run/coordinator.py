@@ -85,9 +85,7 @@ class Coordinator:
             if ledger.error is not None:
                 raise ledger.error
             self._folder.clear_spills()
-            manifest = self._manifest(ledger, before)
-            self._folder.write_manifest(manifest)
-            return manifest
+            return self._folder.write_manifest(self._manifest(ledger, before))
         finally:
             lock.release()
 

@@ -162,8 +162,11 @@ class RunFolder:
             raise StoreError(f"{self.place.at(PLAN)} is not the one that this run began with; restore it")
         return manifest
 
-    def write_manifest(self, manifest: Manifest) -> None:
-        self._write(MANIFEST, manifest.model_copy(update={"plan": self._digest(PLAN)}))
+    def write_manifest(self, manifest: Manifest) -> Manifest:
+        """Returns it as it was written: with the digest of `plan.json`."""
+        written = manifest.model_copy(update={"plan": self._digest(PLAN)})
+        self._write(MANIFEST, written)
+        return written
 
     def part_names(self) -> list[str]:
         """Visible parts, in the order of their records. What is visible is complete."""

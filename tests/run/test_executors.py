@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from jacjobs.errors import (
 from jacjobs.planning import geometry
 from jacjobs.planning.planner import Plan
 from jacjobs.run import inline
-from jacjobs.run.cluster import Payload, RayExecutor
+from jacjobs.run.cluster import Payload, RayExecutor, _Call
 from jacjobs.run.coordinator import Coordinator, part_metadata
-from jacjobs.run.ledger import Event
+from jacjobs.run.ledger import AssemblerJoined, AssemblerLost, BlockId, Event, StartAssembler
 from jacjobs.store.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -166,6 +167,65 @@ def test_a_run_that_spills_is_resumed_from_its_spills(
     submit("cut").wait()
     assert calls == {"compute": 0, "transpose": tiling.parts - 2}
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "another run's"])
+def test_a_damaged_spill_is_named_and_never_becomes_a_part(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(geometry, "IN_MEMORY_BYTES", 0)
+    A = torch.randn(2000, 300, dtype=torch.float64)
+    plain = inline.Assembler.transpose
+
+    def submit(name: str, scale: float = 1.0, *, stop: bool = False) -> api.Run:
+        def transpose(self: Any, part: int) -> Any:
+            if stop:
+                raise StoreError("the power is gone")
+            return plain(self, part)
+
+        monkeypatch.setattr(inline.Assembler, "transpose", transpose)
+        x = scale * torch.linspace(0, 1, 300).double()
+        problem = jacjobs.Problem(lambda x: torch.sin(A @ x), (x,))
+        return jacjobs.submit(problem, tmp_path / name, strategy="jvp/vmap", chunk=20, address="inline")
+
+    for name, scale in (("cut", 1.0), ("other", 2.0)):
+        with pytest.raises(StoreError, match="power"):
+            submit(name, scale, stop=True).wait()
+    spill = sorted((tmp_path / "cut" / "_jacjobs" / "spills").iterdir())[0]
+    content = bytearray(spill.read_bytes())
+    if damage == "a flipped bit":
+        content[12_345] ^= 4
+    elif damage == "cut short":
+        del content[-100_000:]
+    else:
+        content = bytearray((tmp_path / "other" / "_jacjobs" / "spills" / spill.name).read_bytes())
+    spill.write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{spill.name} is damaged, or another run's; remove it"):
+        submit("cut").wait()
+    assert not contents(tmp_path / "cut")
+    spill.unlink()
+    submit("cut").wait()
+    submit("whole").wait()
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_submitting_a_complete_run_again_changes_nothing_and_blesses_no_damage(tmp_path: Path) -> None:
+    problem = jacjobs.Problem(fn, (X,), in_dims=0)
+    first = jacjobs.submit(problem, tmp_path / "a", address="inline").wait()
+    manifest = tmp_path / "a" / "_jacjobs" / "manifest.json"
+    text = manifest.read_bytes()
+    assert jacjobs.submit(problem, tmp_path / "a", address="inline").wait() == first
+    assert manifest.read_bytes() == text
+    part = tmp_path / "a" / first.parts[0].name
+    content = part.read_bytes()
+    part.write_bytes(content[:-300] + bytes([content[-300] ^ 1]) + content[-299:])
+    with pytest.raises(StoreError, match=f"{part.name} was changed since it was written"):
+        jacjobs.submit(problem, tmp_path / "a", address="inline").wait()
+    part.unlink()
+    again = jacjobs.submit(problem, tmp_path / "a", address="inline").wait()
+    assert part.read_bytes() == content
+    assert again.parts == first.parts
+    assert again.checks["points"] >= first.checks["points"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -350,3 +410,25 @@ def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) 
     with pytest.raises(IncompleteError, match="points 1:2"):
         coordinator.run()
     assert len(contents(tmp_path / "a")) == 2
+
+
+def test_an_assembler_that_raises_is_taken_for_lost_since_it_gave_its_bundle_up(tmp_path: Path) -> None:
+    """And an executor that waits for nothing does not spin."""
+
+    @ray.remote
+    def absorb() -> None:
+        raise MemoryError("no room for a block")
+
+    problem = jacjobs.Problem(fn, (X[:10],), in_dims=0)
+    plan = jacjobs.plan(problem)
+    executor = RayExecutor(Payload.pack(problem), plan, str(tmp_path), {"run": "0"})
+    start = time.monotonic()
+    assert list(executor.poll(0.3)) == []
+    assert time.monotonic() - start > 0.2
+    executor.execute([StartAssembler()])
+    assert next(iter(executor.poll(60))) == AssemblerJoined("assembler-0")
+    executor._calls[absorb.remote()] = _Call("absorb", "assembler-0", BlockId(0, 0), "worker-1")
+    (event,) = executor.poll(60)
+    executor.close()
+    assert isinstance(event, AssemblerLost)
+    assert "no room for a block" in event.cause
