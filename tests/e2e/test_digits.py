@@ -60,7 +60,7 @@ def test_equals_float64_and_does_not_depend_on_workers(
 
 def test_ray_data_reads_a_dataset(job: Job, oracle: np.ndarray, tmp_path: Path) -> None:
     J = submit_job(changed(job, tmp_path / "run", 2)).result()
-    dataset = J.ray().filter(expr="point == 7")
+    dataset = J.ray().filter(lambda record: record["point"] == 7)
     rows = sorted(dataset.take_all(), key=lambda record: record["row"])
     np.testing.assert_array_equal(np.stack([record["values"] for record in rows]), J[7])
     np.testing.assert_allclose(J[7], oracle[7], rtol=1e-3, atol=1e-4)

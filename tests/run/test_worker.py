@@ -29,9 +29,9 @@ def corrupting(strategies: set[str], monkeypatch: pytest.MonkeyPatch) -> list[st
     called: list[str] = []
     compute = worker.compute_block
 
-    def wrong(problem: Any, pace: Any, block: Any) -> Any:
+    def wrong(problem: Any, pace: Any, block: Any, dtype: str) -> Any:
         called.append(pace.strategy)
-        values = compute(problem, pace, block)
+        values = compute(problem, pace, block, dtype)
         if pace.strategy in strategies:
             values[0, 3, 4] *= 1.001
         return values
@@ -91,7 +91,7 @@ def test_a_worker_says_what_it_found() -> None:
 
 def test_memory_that_runs_out_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The result is what it would have been, and what happened can be read."""
-    options = {"strategy": "vjp/vmap", "chunk": 70, "address": "inline"}
+    options = {"strategy": "vjp/vmap", "chunk": 70, "address": "inline", "compression": "none"}
     want = jacjobs.submit(problem(), tmp_path / "good", **options).result()
     assert want.manifest is not None
     assert want.manifest.memory["retreats"] == []
