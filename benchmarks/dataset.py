@@ -29,7 +29,7 @@ from jacjobs.planning.devices import cpu
 from jacjobs.planning.geometry import Tiling, records_in_a_group, tile
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler, part_format
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 from jacjobs.shape import JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import flush_folder
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from jacjobs.planning.geometry import MIB
 from jacjobs.planning.planner import Plan
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 from jacjobs.shape import Box, Rectangle
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.spill import Spill, Spilled, SpillWriter, spill_name

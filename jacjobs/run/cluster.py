@@ -32,9 +32,8 @@ from jacjobs.planning.options import ClusterOptions
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
-from jacjobs.run.ledger import (
-    IN_FLIGHT,
-    TRANSPOSES,
+from jacjobs.run.ledger import IN_FLIGHT, TRANSPOSES
+from jacjobs.run.messages import (
     Abandon,
     Absorb,
     AssemblerJoined,

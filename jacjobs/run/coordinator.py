@@ -15,7 +15,8 @@ from typing import Any
 
 from jacjobs.planning.planner import Plan
 from jacjobs.run.executor import Executor
-from jacjobs.run.ledger import Command, Ledger, State, StopRequested
+from jacjobs.run.ledger import Ledger, State
+from jacjobs.run.messages import Command, StopRequested
 from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock

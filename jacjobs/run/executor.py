@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from jacjobs.run.ledger import Command, Event
+from jacjobs.run.messages import Command, Event
 
 
 class Executor(Protocol):

@@ -17,7 +17,7 @@ from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem
 from jacjobs.run.assembler import Assembler
-from jacjobs.run.ledger import (
+from jacjobs.run.messages import (
     Abandon,
     Absorb,
     AssemblerJoined,

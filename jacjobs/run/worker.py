@@ -16,7 +16,7 @@ from jacjobs.autodiff.meter import worker_peak
 from jacjobs.errors import CheckError, DeviceMemoryError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
-from jacjobs.run.ledger import BlockId, Findings
+from jacjobs.run.messages import BlockId, Findings
 from jacjobs.shape import Rectangle
 
 RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}

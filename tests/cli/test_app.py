@@ -133,7 +133,7 @@ def test_verify_compares_j_with_the_jobs_products(
     from jacjobs.planning.planner import Plan
     from jacjobs.run.assembler import Assembler
     from jacjobs.run.coordinator import part_metadata
-    from jacjobs.run.ledger import BlockId
+    from jacjobs.run.messages import BlockId
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.writer import describe
 

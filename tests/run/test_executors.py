@@ -31,7 +31,7 @@ from jacjobs.planning.planner import Plan
 from jacjobs.run import inline
 from jacjobs.run.cluster import Payload, RayExecutor, _Call
 from jacjobs.run.coordinator import Coordinator, part_metadata
-from jacjobs.run.ledger import AssemblerJoined, AssemblerLost, BlockId, Event, StartAssembler
+from jacjobs.run.messages import AssemblerJoined, AssemblerLost, BlockId, Event, StartAssembler
 from jacjobs.store.folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -9,9 +9,8 @@ import pytest
 
 from jacjobs.errors import FunctionError, IncompleteError, StoppedError, WorkersError
 from jacjobs.planning.geometry import Tiling
-from jacjobs.run.ledger import (
-    IN_FLIGHT,
-    TRANSPOSES,
+from jacjobs.run.ledger import IN_FLIGHT, TRANSPOSES, Ledger
+from jacjobs.run.messages import (
     Abandon,
     Absorb,
     AssemblerJoined,
@@ -25,7 +24,6 @@ from jacjobs.run.ledger import (
     Compute,
     Drop,
     Event,
-    Ledger,
     StartAssembler,
     StartWorker,
     StopRequested,

@@ -12,7 +12,7 @@ import torch
 import jacjobs
 from jacjobs.errors import CheckError, DeviceMemoryError
 from jacjobs.run import worker
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 from tests.autodiff.test_block import Device
 from tests.functions import CASES, randn
 

@@ -17,7 +17,7 @@ from jacjobs.planning.devices import cpu
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler, part_format
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 from jacjobs.shape import JacobianShape, Layout, Rectangle, segments_of
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.parts import Parts

@@ -12,7 +12,7 @@ import pytest
 
 from jacjobs.planning.geometry import records_in_a_group, tile
 from jacjobs.run.assembler import Assembler
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 from jacjobs.shape import JacobianShape
 from tests.store.test_dataset import METADATA, finish, make_run, plan_of
 
@@ -103,7 +103,7 @@ import sys, numpy as np
 from pathlib import Path
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler
-from jacjobs.run.ledger import BlockId
+from jacjobs.run.messages import BlockId
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
 tiling, assembler = plan.tiling, Assembler(sys.argv[2], plan, {"run": "0123", "format": "1"})
 for bundle in range(tiling.bundles):

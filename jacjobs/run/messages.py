@@ -1,0 +1,202 @@
+"""What the ledger and an executor say to each other: events go in, commands come out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jacjobs.errors import JacjobsError
+from jacjobs.store.writer import PartRecord
+
+
+class BlockId(NamedTuple):
+    bundle: int
+    position: int
+
+
+# -- events: what happened ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WorkerJoined:
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    worker: str
+    cause: str
+
+
+class Findings(NamedTuple):
+    """What a worker noticed in a block.
+
+    nonfinite:   entries that are NaN or infinite.
+    checked:     points compared with another mode of differentiation; `error` is the worst, relative.
+    recomputed:  the check failed at first.
+    peak_bytes:  what the block took in memory; 0 where that cannot be measured.
+    retreats:    what was done, in words, where memory ran out.
+    """
+
+    nonfinite: int = 0
+    checked: int = 0
+    error: float = 0.0
+    recomputed: bool = False
+    peak_bytes: int = 0
+    retreats: tuple[str, ...] = ()
+
+
+NOTHING_FOUND = Findings()
+
+
+@dataclass(frozen=True)
+class BlockComputed:
+    worker: str
+    block: BlockId
+    findings: Findings = NOTHING_FOUND
+
+
+@dataclass(frozen=True)
+class BlockRaised:
+    """The user's function raised: computing it again would raise again."""
+
+    block: BlockId
+    error: JacjobsError
+
+
+@dataclass(frozen=True)
+class AssemblerJoined:
+    assembler: str
+
+
+@dataclass(frozen=True)
+class AssemblerLost:
+    assembler: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class BlockAbsorbed:
+    """The assembler needs the block's data no more. `committed`: what the bundle's last block completed."""
+
+    assembler: str
+    block: BlockId
+    committed: PartRecord | Literal["spill"] | None = None
+
+
+@dataclass(frozen=True)
+class BlockLost:
+    """Computed, but its data never reached the assembler."""
+
+    assembler: str
+    block: BlockId
+    cause: str
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """A part was read from its spills, and committed."""
+
+    assembler: str
+    part: int
+    committed: PartRecord
+
+
+@dataclass(frozen=True)
+class TransposeLost:
+    """The assembler lives, but gave no part and no reason that is the user's to mend."""
+
+    assembler: str
+    part: int
+    cause: str
+
+
+@dataclass(frozen=True)
+class WriteFailed:
+    """A file cannot be written: disk full, denied."""
+
+    error: JacjobsError
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    pass
+
+
+Event = (
+    WorkerJoined
+    | WorkerLost
+    | BlockComputed
+    | BlockRaised
+    | AssemblerJoined
+    | AssemblerLost
+    | BlockAbsorbed
+    | BlockLost
+    | Transposed
+    | TransposeLost
+    | WriteFailed
+    | StopRequested
+)
+
+
+# -- commands: what to do ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StartWorker:
+    pass
+
+
+@dataclass(frozen=True)
+class StartAssembler:
+    pass
+
+
+@dataclass(frozen=True)
+class Compute:
+    worker: str
+    block: BlockId
+
+
+@dataclass(frozen=True)
+class Absorb:
+    """Give the data that `worker` computed for `block` to the assembler."""
+
+    assembler: str
+    block: BlockId
+    worker: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forget the data that `worker` computed for `block`."""
+
+    block: BlockId
+    worker: str
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Leave the bundle unfinished and remove what was written of it."""
+
+    assembler: str
+    bundle: int
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Read the part from the spills of its matrix, and commit it."""
+
+    assembler: str
+    part: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Remove the spills of a point, whose parts are all there."""
+
+    assembler: str
+    point: int
+
+
+Command = StartWorker | StartAssembler | Compute | Absorb | Drop | Abandon | Transpose | Sweep
