@@ -170,15 +170,11 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
     """Where the dataset differs from the problem's own products."""
     record = J.record
     plan = Plan.model_validate(record.plan)
-    if record.options.get("dtype") is not None:
-        problem = problem.to(dtype=getattr(torch, record.options["dtype"]))
-    if record.options.get("seed") is not None:
-        problem = problem.seeded(record.options["seed"])
-    marks = fingerprint(problem)
-    for what in dict.fromkeys([*marks, *record.fingerprint]):
-        if marks.get(what) != record.fingerprint.get(what):
-            yield Fault("_jacjobs/plan.json", f"is of another problem: {what} differs")
-            return
+    problem = _prepared(problem, record.options.get("dtype"), record.options.get("seed"))
+    differing = _unlike(record.fingerprint, fingerprint(problem))
+    if differing:
+        yield Fault("_jacjobs/plan.json", f"is of another problem: {differing[0]} differs")
+        return
     # Lines of the dataset are compared, whatever the products were: each part is read once.
     works = {c.strategy for c in plan.candidates if c.reason is None}
     by = next(name for name in CHECKERS[plan.layout] if name in works or name.endswith("loop"))
@@ -202,18 +198,12 @@ def _bands(plan: Plan) -> Iterator[Rectangle]:
         line_bytes = part.width * plan.shape.item_bytes
         lines = max(1, min(part.lines, BLOCK_BYTES // line_bytes))
         points = max(1, BLOCK_BYTES // (part.lines * line_bytes)) if lines == part.lines else 1
-        for point in range(part.point_start, part.point_stop, points):
-            for line in range(part.line_start, part.line_stop, lines):
-                yield part._replace(
-                    point_start=point,
-                    point_stop=min(point + points, part.point_stop),
-                    line_start=line,
-                    line_stop=min(line + lines, part.line_stop),
-                ).rectangle(plan.layout)
+        for piece in part.pieces(lines, points=points):
+            yield piece.rectangle(plan.layout)
 
 
 def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
-    entries = J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+    entries = J[r.slices]
     try:
         return checker.check(r, entries)
     except Exception as error:
@@ -439,11 +429,15 @@ def _job(
     folder: Path | None = None,
     modules: tuple[ModuleType, ...] = (),
 ) -> Job:
-    if compute.dtype is not None:
-        problem = problem.to(dtype=getattr(torch, compute.dtype))
-    if compute.seed is not None:
-        problem = problem.seeded(compute.seed)
+    problem = _prepared(problem, compute.dtype, compute.seed)
     return Job(problem, name, output, compute, cluster, spec, folder, modules)
+
+
+def _prepared(problem: Problem, dtype: str | None, seed: int | None) -> Problem:
+    """The problem as a job's options want it."""
+    if dtype is not None:
+        problem = problem.to(dtype=getattr(torch, dtype))
+    return problem if seed is None else problem.seeded(seed)
 
 
 def _result_options(job: Job) -> dict[str, Any]:
@@ -464,11 +458,12 @@ def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
     """(what, what the run has, what the job has) for everything that makes them different runs."""
     had = {**record.fingerprint, **record.options}
     has = {**fingerprint(job.problem), **_result_options(job)}
-    return [
-        (what, str(had.get(what)), str(has.get(what)))
-        for what in dict.fromkeys([*had, *has])
-        if had.get(what) != has.get(what)
-    ]
+    return [(what, str(had.get(what)), str(has.get(what))) for what in _unlike(had, has)]
+
+
+def _unlike(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, in their order."""
+    return [what for what in dict.fromkeys([*had, *has]) if had.get(what) != has.get(what)]
 
 
 def _check_plan(folder: RunFolder, record: RunRecord) -> None:

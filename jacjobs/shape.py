@@ -6,8 +6,9 @@ autodiff, plan and store, which never import each other, speak of the same recta
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -47,6 +48,11 @@ class Rectangle(NamedTuple):
     @property
     def entries(self) -> int:
         return self.points * self.rows * self.columns
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Its entries, as an index into J: (points, rows, columns)."""
+        return slice(*self[0:2]), slice(*self[2:4]), slice(*self[4:6])
 
     def box(self, layout: Layout) -> Box:
         """The same entries, as lines of a dataset with this layout."""
@@ -92,6 +98,26 @@ class Box(NamedTuple):
     @property
     def entries(self) -> int:
         return self.points * self.lines * self.width
+
+    def pieces(self, lines: int, *, points: int = 1, width: int | None = None) -> Iterator[Box]:
+        """It in pieces of so many points and lines, and so much of each line, in the order of records.
+
+        They are in that order if pieces of several points hold all lines, and those of several lines all of
+        each.
+        """
+        for point, line, start in itertools.product(
+            range(self.point_start, self.point_stop, points),
+            range(self.line_start, self.line_stop, lines),
+            range(self.start, self.stop, width or self.width),
+        ):
+            yield Box(
+                point,
+                min(point + points, self.point_stop),
+                line,
+                min(line + lines, self.line_stop),
+                start,
+                min(start + (width or self.width), self.stop),
+            )
 
     def rectangle(self, layout: Layout) -> Rectangle:
         """The same entries, as rows and columns of J."""

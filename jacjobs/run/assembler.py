@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,7 +66,7 @@ class Assembler:
                     return None
                 if bundle.matrix is not None:
                     # A row group at a time, so that writing needs no second matrix.
-                    for piece in _pieces(self._box(self._tiling.bundle(block.bundle)), self._group_lines):
+                    for piece in self._box(self._tiling.bundle(block.bundle)).pieces(self._group_lines):
                         bundle.writer.add(piece, self._cut(bundle.matrix, piece, block.bundle))
                 record = bundle.writer.commit()
             except BaseException:
@@ -96,7 +95,7 @@ class Assembler:
         lines = max(1, lines // self._group_lines) * self._group_lines  # whole row groups
         writer = PartWriter(self._place, self._tiling.part(part), self._form)
         try:
-            for piece in _pieces(whole, lines, width):
+            for piece in whole.pieces(lines, width=width):
                 writer.add(piece, spilled.gather(piece))
             return writer.commit()
         except BaseException:
@@ -194,24 +193,3 @@ def part_format(plan: Plan, metadata: dict[str, str]) -> PartFormat:
         group_records=plan.group_records,
         metadata=metadata,
     )
-
-
-def _pieces(whole: Box, lines: int, width: int | None = None) -> Iterator[Box]:
-    """A box in pieces of so many lines of one point, and so much of each line, in the order of records.
-
-    Pieces of more than one line hold whole lines.
-    """
-    width = width or whole.width
-    for point, line, start in itertools.product(
-        range(whole.point_start, whole.point_stop),
-        range(whole.line_start, whole.line_stop, lines),
-        range(whole.start, whole.stop, width),
-    ):
-        yield Box(
-            point,
-            point + 1,
-            line,
-            min(line + lines, whole.line_stop),
-            start,
-            min(start + width, whole.stop),
-        )

@@ -54,10 +54,10 @@ class PendingFile(ABC):
         """XXH3, 128 bits, in hexadecimal digits, of all that was written."""
         return str(self._digest.hexdigest())
 
-    def tail(self, nbytes: int) -> bytes:
-        """The last bytes written."""
+    def read_at(self, nbytes: int, offset: int) -> bytes:
+        """What was written there."""
         self._file.flush()
-        return os.pread(self._file.fileno(), nbytes, self.nbytes - nbytes)
+        return os.pread(self._file.fileno(), nbytes, offset)
 
     def tell(self) -> int:
         return self.nbytes

@@ -19,7 +19,7 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jacjobs.errors import InputError, StoreError
-from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
+from jacjobs.shape import Compression, JacobianShape, Layout
 from jacjobs.store.commit import reading, storing
 from jacjobs.store.place import SCRATCH, place_of
 from jacjobs.store.schema import FORMAT, part_rectangle
@@ -172,9 +172,6 @@ class RunFolder:
         """Visible parts, in the order of their records. What is visible is complete."""
         with reading(self.uri):
             return sorted(name for name in self.place.files() if part_rectangle(name) is not None)
-
-    def part_rectangles(self) -> list[Rectangle]:
-        return [r for name in self.part_names() if (r := part_rectangle(name)) is not None]
 
     def _digest(self, name: str) -> str:
         with reading(self.place.at(name)):

@@ -27,8 +27,8 @@ from jacjobs.store.commit import reason
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.place import Place
 from jacjobs.store.schema import part_name, part_rectangle, part_schema, record_indices
-from jacjobs.store.selection import Wanted, boxes_of
-from jacjobs.store.writer import FOOTER_END, GROUP_DIGITS, GROUPS, PartRecord, group_digest
+from jacjobs.store.selection import Overlap, Wanted, boxes_of
+from jacjobs.store.writer import GROUP_DIGITS, GROUPS, MAGIC, PartRecord, footer_of, group_digest
 
 TASK_BYTES = 16 << 20
 """What a thread reads in one go."""
@@ -39,7 +39,6 @@ REMEMBERED = 64
 """Footers; each takes some 3 kB a row group."""
 AHEAD = 2
 """Tasks under way for each thread: bounds memory."""
-MAGIC = b"PAR1"
 _COLUMNS = 4
 """Of a part: point, line, start, values."""
 _Result = TypeVar("_Result")
@@ -86,9 +85,9 @@ class Parts:
             raise StoreError(f"the manifest of {folder} lists no part with {self.missing[0]}; restore it")
 
     def each(
-        self, wanted: Wanted, function: Callable[[Box, NDArray[Any]], _Result | None]
+        self, wanted: Wanted, function: Callable[[Overlap, NDArray[Any]], _Result | None]
     ) -> Iterator[_Result]:
-        """Apply `function` to the boxes that hold anything wanted, with their entries (points, lines, width).
+        """Apply `function` to what is wanted of each box: its overlap, and the entries in common.
 
         In threads, but the results come in the order of the records. None is left out.
         """
@@ -103,7 +102,8 @@ class Parts:
             part, groups = task
             results = []
             for box, values in self._boxes(part, groups):
-                if wanted.overlap(box) is not None and (result := function(box, values)) is not None:
+                overlap = wanted.overlap(box)
+                if overlap is not None and (result := function(overlap, overlap.take(values))) is not None:
                     results.append(result)
             return results
 
@@ -127,10 +127,8 @@ class Parts:
         """
         self.require(wanted)
 
-        def fill(box: Box, values: NDArray[Any]) -> None:
-            overlap = wanted.overlap(box)
-            if overlap is not None:
-                out[overlap.there] = overlap.take(values)
+        def fill(overlap: Overlap, values: NDArray[Any]) -> None:
+            out[overlap.there] = values
 
         for _ in self.each(wanted, fill):
             pass
@@ -192,12 +190,10 @@ class Parts:
             raise StoreError(
                 f"{where} has {size:,} bytes, not the {known.bytes:,} that were written; {_MEND}"
             )
-        end = file.read_at(FOOTER_END, max(0, size - FOOTER_END))
-        length = int.from_bytes(end[:4], "little")
         begin = MAGIC if known is not None else file.read_at(len(MAGIC), 0)
-        if begin != MAGIC or end[4:] != MAGIC or length + FOOTER_END > size:
+        footer = footer_of(file, size)
+        if begin != MAGIC or footer is None:
             raise StoreError(f"{where} is cut short, or no Parquet file; {_MEND}")
-        footer = file.read_at(length + FOOTER_END, size - length - FOOTER_END)
         if known is not None and xxhash.xxh3_128_hexdigest(footer) != known.footer:
             raise StoreError(f"{where} was changed since it was written (its footer); {_MEND}")
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from jacjobs.shape import Box
 from jacjobs.store.parts import Parts
 from jacjobs.store.selection import Axis, Overlap, Wanted
 
@@ -92,9 +91,8 @@ class Source:
         points = self._wanted.extent[0]
         out = np.zeros((1 if total else points, length, v.shape[2]), np.result_type(self._dtype, v))
 
-        def work(box: Box, values: NDArray[Any]) -> tuple[slice, slice, NDArray[Any]]:
-            overlap = self._overlap(box)
-            made = kernel(overlap, self._cast(overlap.take(values)))
+        def work(overlap: Overlap, values: NDArray[Any]) -> tuple[slice, slice, NDArray[Any]]:
+            made = kernel(overlap, self._cast(values))
             where = overlap.there
             if total:
                 return slice(0, 1), where[axis], made.sum(0, keepdims=True)
@@ -191,8 +189,7 @@ class Source:
     def extremes(self) -> dict[str, float]:
         """Of the entries that are there: their number, norm, least, greatest, and the part that is zero."""
 
-        def work(box: Box, values: NDArray[Any]) -> tuple[int, int, float, float, float]:
-            some = self._overlap(box).take(values)
+        def work(_: Overlap, some: NDArray[Any]) -> tuple[int, int, float, float, float]:
             exact = np.square(some, dtype=np.float64)
             zeros = some.size - int(np.count_nonzero(some))
             return some.size, zeros, float(exact.sum()), float(some.min()), float(some.max())
@@ -212,11 +209,6 @@ class Source:
         }
 
     # -- within --------------------------------------------------------------------------------------------
-
-    def _overlap(self, box: Box) -> Overlap:
-        overlap = self._wanted.overlap(box)
-        assert overlap is not None
-        return overlap
 
     def _range(self, axis: int) -> range:
         indices = self._wanted[axis].indices

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
@@ -46,8 +47,7 @@ class SpillWriter:
     def add(self, box: Box, values: NDArray[np.generic]) -> None:
         lines = np.ascontiguousarray(values).reshape(box.lines, box.width)
         with storing(self._where, lines.nbytes):
-            for first, last in _bands(box, lines.itemsize):
-                self._digests.append(xxhash.xxh3_64_intdigest(lines[first:last].data.cast("B")))
+            self._digests += _band_digests(lines, _band_lines(box, lines.itemsize))
             self._pending.write(lines.data.cast("B"))
 
     def commit(self) -> None:
@@ -106,32 +106,37 @@ class Spilled:
                             :, low - block.start : high - block.start
                         ]
                     offset += block.entries * self._dtype.itemsize
-                    band += len(list(_bands(block, self._dtype.itemsize)))
+                    band += _band_count(block, self._dtype.itemsize)
         return out[None]
 
     def _lines(
-        self, spill: Spill, file: object, block: Box, offset: int, digests: NDArray[np.uint64], box: Box
+        self,
+        spill: Spill,
+        file: pa.NativeFile,
+        block: Box,
+        offset: int,
+        digests: NDArray[np.uint64],
+        box: Box,
     ) -> NDArray[np.generic]:
         """The lines of `box` of a block, which begins at `offset`: read as whole bands, and compared."""
         step, line_bytes = _band_lines(block, self._dtype.itemsize), block.width * self._dtype.itemsize
         first, last = box.line_start - block.line_start, box.line_stop - block.line_start
         low, high = first // step * step, min(-(-last // step) * step, block.lines)
-        data = file.read_at((high - low) * line_bytes, offset + low * line_bytes)  # type: ignore[attr-defined]
+        data = file.read_at((high - low) * line_bytes, offset + low * line_bytes)
         if len(data) != (high - low) * line_bytes:
             raise self._damaged(spill)
         lines = np.frombuffer(data, self._dtype).reshape(high - low, block.width)
-        for start in range(0, high - low, step):
-            digest = xxhash.xxh3_64_intdigest(lines[start : start + step].data.cast("B"))
-            if digest != digests[(low + start) // step]:
-                raise self._damaged(spill)
+        found = np.fromiter(_band_digests(lines, step), _DIGEST)
+        if not np.array_equal(found, digests[low // step :][: len(found)]):
+            raise self._damaged(spill)
         return lines[first - low : last - low]
 
-    def _digests_of(self, spill: Spill, file: object) -> NDArray[np.uint64]:
+    def _digests_of(self, spill: Spill, file: pa.NativeFile) -> NDArray[np.uint64]:
         if spill.rectangle not in self._digests:
             item = self._dtype.itemsize
             content = sum(block.entries for block in spill.blocks) * item
-            length = sum(len(list(_bands(block, item))) for block in spill.blocks) * _DIGEST.itemsize
-            data = file.read_at(length + _TAG_BYTES, content)  # type: ignore[attr-defined]
+            length = sum(_band_count(block, item) for block in spill.blocks) * _DIGEST.itemsize
+            data = file.read_at(length + _TAG_BYTES, content)
             if len(data) != length + _TAG_BYTES or data[length:] != _tag(self._run, spill.rectangle):
                 raise self._damaged(spill)
             self._digests[spill.rectangle] = np.frombuffer(data[:length], _DIGEST)
@@ -142,15 +147,19 @@ class Spilled:
         return StoreError(f"{where} is damaged, or another run's; remove it, then `jacjobs resume`")
 
 
-def _bands(block: Box, item_bytes: int) -> Iterator[tuple[int, int]]:
-    """First and last line of each band of a block."""
-    step = _band_lines(block, item_bytes)
-    for first in range(0, block.lines, step):
-        yield first, min(first + step, block.lines)
-
-
 def _band_lines(block: Box, item_bytes: int) -> int:
+    """Lines in a band of a block."""
     return max(1, BAND_BYTES // (block.width * item_bytes))
+
+
+def _band_count(block: Box, item_bytes: int) -> int:
+    return -(-block.lines // _band_lines(block, item_bytes))
+
+
+def _band_digests(lines: NDArray[np.generic], step: int) -> Iterator[int]:
+    """Of lines that begin with a band, a digest for each."""
+    for start in range(0, len(lines), step):
+        yield xxhash.xxh3_64_intdigest(lines[start : start + step].data.cast("B"))
 
 
 def _tag(run: str, spill: Rectangle) -> bytes:

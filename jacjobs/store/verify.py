@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from jacjobs.errors import StoreError
 from jacjobs.store.commit import reading, reason
 from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
-from jacjobs.store.parts import MAGIC, Part, Parts, pages_of
+from jacjobs.store.parts import Part, Parts, pages_of
 from jacjobs.store.schema import part_rectangle
 from jacjobs.store.selection import boxes_of
-from jacjobs.store.writer import FOOTER_END, describe, group_digest
+from jacjobs.store.writer import FOOTER_END, MAGIC, describe, group_digest
 
 
 @dataclass(frozen=True)

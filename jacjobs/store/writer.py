@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from jacjobs.errors import StoreError
 from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
-from jacjobs.store.commit import PendingFile, storing
+from jacjobs.store.commit import storing
 from jacjobs.store.place import Place
 from jacjobs.store.schema import VALUES_PATH, part_name, part_records, part_schema
 
@@ -25,6 +25,7 @@ COMPRESSION: dict[Compression, dict[str, Any]] = {
 }
 FOOTER_END = 8
 """A Parquet file ends with the length of its footer, in four bytes, and PAR1."""
+MAGIC = b"PAR1"
 PAGE_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 
@@ -122,7 +123,7 @@ class PartWriter:
                 name=self._name,
                 bytes=self._pending.nbytes,
                 digest=self._pending.digest(),
-                footer=_footer_digest(self._pending),
+                footer=xxhash.xxh3_128_hexdigest(footer_of(self._pending, self._pending.nbytes) or b""),
             )
             self._pending.commit()
         return record
@@ -165,22 +166,26 @@ def compressible(entries: NDArray[np.generic]) -> float:
     return 1 - packed / plain
 
 
-def _footer_digest(file: PendingFile) -> str:
-    length = int.from_bytes(file.tail(FOOTER_END)[:4], "little")
-    return str(xxhash.xxh3_128_hexdigest(file.tail(length + FOOTER_END)))
+def footer_of(file: Any, nbytes: int) -> bytes | None:
+    """The footer of a Parquet file of so many bytes, with those that end the file; None if it has none."""
+    end = file.read_at(FOOTER_END, max(0, nbytes - FOOTER_END))
+    length = int.from_bytes(end[:4], "little") + FOOTER_END
+    if end[4:] != MAGIC or length > nbytes:
+        return None
+    footer: bytes = file.read_at(length, nbytes - length)
+    return footer
 
 
 def describe(place: Place, name: str) -> PartRecord:
     """Size and digests of a part that is there, by reading it."""
-    digest, footer, nbytes = xxhash.xxh3_128(), b"", 0
+    digest, nbytes = xxhash.xxh3_128(), 0
     with place.open(name) as file:
         while data := file.read(READ_BYTES):
             digest.update(data)
             nbytes += len(data)
-        length = int.from_bytes(file.read_at(FOOTER_END, max(0, nbytes - FOOTER_END))[:4], "little")
-        if length + FOOTER_END > nbytes:
-            raise StoreError(f"{place.at(name)} is no Parquet file; remove it, then `jacjobs resume`")
-        footer = file.read_at(length + FOOTER_END, nbytes - length - FOOTER_END)
+        footer = footer_of(file, nbytes)
+    if footer is None:
+        raise StoreError(f"{place.at(name)} is no Parquet file; remove it, then `jacjobs resume`")
     return PartRecord(
         name=name,
         bytes=nbytes,

@@ -304,7 +304,5 @@ def test_shape_chunk_block_and_order_of_points_never_change_the_result(data, str
     got = np.full((P, m, n), np.nan)
     for index in data.draw(st.permutations(range(tiling.blocks))):
         b = tiling.block(0, index)
-        got[b.point_start : b.point_stop, b.row_start : b.row_stop, b.column_start : b.column_stop] = (
-            compute_block(problem, Pace(strategy, data.draw(st.integers(1, 50))), b)
-        )
+        got[b.slices] = compute_block(problem, Pace(strategy, data.draw(st.integers(1, 50))), b)
     np.testing.assert_allclose(got, want[order].numpy(), rtol=1e-12, atol=1e-15)

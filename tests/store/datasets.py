@@ -106,11 +106,7 @@ def _write_part(
             metadata={"format": "1", "run": run, "strategy": "vjp/vmap", "torch": VERSIONS["torch"]},
         ),
     )
-    entries = J[
-        part.point_start : part.point_stop,
-        part.row_start : part.row_stop,
-        part.column_start : part.column_stop,
-    ]
+    entries = J[part.slices]
     lines = entries if form.layout == "rows" else entries.transpose(0, 2, 1)
     out.add(part.box(form.layout), np.ascontiguousarray(lines))
     return out.commit()

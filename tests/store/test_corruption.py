@@ -361,9 +361,7 @@ def reads_right(base: Base, chance: np.random.Generator) -> bool:
 def area_of(name: str) -> tuple[slice, ...]:
     r = part_rectangle(name)
     assert r is not None
-    return np.index_exp[
-        r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop
-    ]
+    return r.slices
 
 
 def some_of(axis: range, chance: np.random.Generator) -> int | slice:

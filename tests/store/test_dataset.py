@@ -92,7 +92,7 @@ def write(folder: RunFolder, plan: Plan, J: np.ndarray, order: np.random.Generat
         order.shuffle(blocks)
     for bundle, position in blocks:
         r = tiling.block(bundle, position)
-        block = J[r.point_start : r.point_stop, r.row_start : r.row_stop, r.column_start : r.column_stop]
+        block = J[r.slices]
         lines = block if plan.layout == "rows" else block.transpose(0, 2, 1)
         assembler.absorb(BlockId(bundle, position), np.ascontiguousarray(lines))
     if tiling.spills:
