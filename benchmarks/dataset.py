@@ -1,6 +1,6 @@
 """The dataset against plain pyarrow: writing, reading a row, J @ v; and what transposing costs.
 
-    python benchmarks/dataset.py [--gib 1] [--out benchmarks/results/dataset.md]
+    PYTHONPATH=. python benchmarks/dataset.py [--gib 1] [--out benchmarks/results/dataset.md]
 
 Each comparison alternates the two in one run, after a round that does not count, and quotes the median ratio.
 Writing ends with fsync on both sides. The data are float32 with random mantissas, which do not compress.
@@ -24,88 +24,30 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import jacjobs
-from jacjobs.planning.choice import Resources
-from jacjobs.planning.devices import cpu
 from jacjobs.planning.geometry import Tiling, records_in_a_group, tile
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler, part_format
 from jacjobs.run.messages import BlockId
-from jacjobs.shape import JacobianShape, Layout, Rectangle
+from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import flush_folder
-from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.folder import RunFolder
 from jacjobs.store.schema import part_records, part_schema
-from jacjobs.store.writer import COMPRESSION, PAGE_BYTES, PartWriter, describe
+from jacjobs.store.writer import COMPRESSION, PAGE_BYTES, PartWriter
+from tests.store.datasets import METADATA, finish, make_run, plan_of
 
 MIB = 1 << 20
 COLUMNS = 4096
-METADATA = {"run": "benchmark", "format": "1"}
 ROUNDS = 5
 CORES = len(os.sched_getaffinity(0))
 
 
-def plan_of(rows: int, columns: int, layout: Layout, by_columns: bool, compression: str = "none") -> Plan:
+def whole_plan(
+    rows: int, columns: int, layout: Layout, by_columns: bool, compression: Compression = "none"
+) -> Plan:
     """A plan for one matrix, as far as it concerns the store."""
     shape = JacobianShape(points=1, rows=rows, columns=columns, dtype="float32", outputs=(), inputs=())
     tiling = tile(shape, 64, by_columns=by_columns, layout=layout)
-    return Plan.model_validate(
-        {
-            "shape": shape,
-            "strategy": "jvp/vmap" if by_columns else "vjp/vmap",
-            "chunk": 64,
-            "by_columns": by_columns,
-            "tiling": tiling,
-            "checked_by": None,
-            "check_all": False,
-            "check_points": 1,
-            "threads": 1,
-            "nonfinite": "error",
-            "layout": layout,
-            "compression": compression,
-            "stripe": None,
-            "group_records": records_in_a_group(tiling.length, 4),
-            "candidates": (),
-            "resources": Resources(device=cpu(1 << 30), budget_bytes=1 << 30, workers=1),
-            "peak_bytes": 0,
-            "seconds": 0.0,
-            "disk_bytes": 0,
-            "scratch_bytes": 0,
-        }
-    )
-
-
-def create(path: Path, plan: Plan) -> RunFolder:
-    folder = RunFolder(path)
-    folder.create(
-        RunRecord(
-            run="benchmark",
-            name="benchmark",
-            created="",
-            versions={"torch": ""},
-            shape=plan.shape,
-            layout=plan.layout,
-            fingerprint={},
-            options={},
-            plan=plan.model_dump(mode="json"),
-        )
-    )
-    return folder
-
-
-def finish(folder: RunFolder, plan: Plan) -> None:
-    folder.write_manifest(
-        Manifest(
-            run="benchmark",
-            name="benchmark",
-            finished="",
-            shape=plan.shape,
-            strategy=plan.strategy,
-            chunk=plan.chunk,
-            compression=plan.compression,
-            versions={},
-            timings={},
-            parts=tuple(describe(folder.place, name) for name in folder.part_names()),
-        )
-    )
+    return plan_of(tiling, compression=compression, group_records=records_in_a_group(tiling.length, 4))
 
 
 def entries(rectangle: Rectangle) -> np.ndarray:
@@ -142,7 +84,7 @@ def writing(place: Path) -> list[list[str]]:
     J = np.random.default_rng(0).standard_normal((1, rows, COLUMNS), dtype=np.float32)
     table = []
     for compression in ("none", "zstd"):
-        plan = plan_of(rows, COLUMNS, "rows", False, compression)
+        plan = whole_plan(rows, COLUMNS, "rows", False, compression)
         plan = plan.model_copy(
             update={
                 "tiling": Tiling(
@@ -157,7 +99,7 @@ def writing(place: Path) -> list[list[str]]:
                 )
             }
         )
-        folder = create(place / f"write-{compression}", plan)
+        folder = make_run(place / f"write-{compression}", plan)
 
         def ours(thread: int = 0, plan: Plan = plan, folder: RunFolder = folder) -> None:
             part = Rectangle(thread, thread + 1, 0, rows, 0, COLUMNS)
@@ -205,8 +147,8 @@ def writing(place: Path) -> list[list[str]]:
 
 def reading(place: Path, gib: float) -> list[list[str]]:
     rows = int(gib * 1024 * MIB) // (4 * COLUMNS)
-    plan = plan_of(rows, COLUMNS, "rows", False)
-    folder = create(place / "read", plan)
+    plan = whole_plan(rows, COLUMNS, "rows", False)
+    folder = make_run(place / "read", plan)
     chance = np.random.default_rng(0)
     assembler = Assembler(folder.uri, plan, METADATA)
     for bundle in range(plan.tiling.bundles):
@@ -251,8 +193,8 @@ def reading(place: Path, gib: float) -> list[list[str]]:
 
 def assemble(path: str, layout: Layout, rows: int, columns: int, answer: Any) -> None:
     """What an assembler does with blocks of columns, in a process of its own: seconds, and peak memory."""
-    plan = plan_of(rows, columns, layout, True)
-    create(Path(path), plan)
+    plan = whole_plan(rows, columns, layout, True)
+    make_run(Path(path), plan)
     tiling, assembler = plan.tiling, Assembler(path, plan, METADATA)
     seconds = 0.0
     for bundle in range(tiling.bundles):
@@ -288,7 +230,7 @@ def transposing(place: Path, gib: float) -> list[list[str]]:
             process.start()
             taken[layout].append(answer.get(timeout=600))
             process.join()
-    plan = plan_of(rows, columns, "rows", True)
+    plan = whole_plan(rows, columns, "rows", True)
     finish(RunFolder(place / "rows"), plan)
     J = jacjobs.open(place / "rows")
     for i in range(plan.tiling.parts):

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
+from jacjobs.planning.choice import Resources
+from jacjobs.planning.devices import cpu
+from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.planner import Plan
+from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle, segments_of
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
-from jacjobs.store.writer import PartFormat, PartRecord, PartWriter
+from jacjobs.store.writer import PartFormat, PartRecord, PartWriter, describe
 
 CREATED = "2026-01-01T00:00:00+00:00"
+METADATA = {"run": "0123", "format": "1"}
+"""Of parts that are written for a plan."""
 VERSIONS = {"jacjobs": "0.1.0", "torch": "2.11.0"}
 
 
@@ -110,3 +117,77 @@ def _write_part(
     lines = entries if form.layout == "rows" else entries.transpose(0, 2, 1)
     out.add(part.box(form.layout), np.ascontiguousarray(lines))
     return out.commit()
+
+
+# -- by a plan, through an assembler ----------------------------------------------------------------------
+
+
+def plan_of(tiling: Tiling, dtype: str = "float32", **changes: Any) -> Plan:
+    """A plan in which only what concerns the store matters."""
+    m, n = tiling.rows, tiling.columns
+    shape = JacobianShape(
+        points=tiling.points,
+        rows=m,
+        columns=n,
+        dtype=dtype,
+        outputs=segments_of([("y", (m,))]),
+        inputs=segments_of([("a", (n // 2,)), ("b", (n - n // 2,))]),
+    )
+    content: dict[str, Any] = {
+        "shape": shape,
+        "strategy": "vjp/vmap",
+        "chunk": 1,
+        "by_columns": False,
+        "tiling": tiling,
+        "checked_by": None,
+        "check_all": False,
+        "check_points": 1,
+        "threads": 1,
+        "nonfinite": "error",
+        "layout": tiling.layout,
+        "compression": "none",
+        "stripe": None,
+        "group_records": 3,
+        "candidates": (),
+        "resources": Resources(device=cpu(1 << 30), budget_bytes=1 << 20, workers=1),
+        "peak_bytes": 0,
+        "seconds": 0.0,
+        "disk_bytes": 0,
+        "scratch_bytes": 0,
+    }
+    return Plan(**{**content, **changes})
+
+
+def make_run(path: Path, plan: Plan) -> RunFolder:
+    folder = RunFolder(path)
+    record = RunRecord(
+        run=METADATA["run"],
+        name="test",
+        created="",
+        versions={"torch": "0"},
+        shape=plan.shape,
+        layout=plan.layout,
+        stripe=plan.stripe,
+        fingerprint={},
+        options={},
+        plan=plan.model_dump(mode="json"),
+    )
+    folder.create(record)
+    return folder
+
+
+def finish(folder: RunFolder, plan: Plan) -> None:
+    folder.write_manifest(
+        Manifest(
+            run=METADATA["run"],
+            name="test",
+            finished="",
+            shape=plan.shape,
+            strategy=plan.strategy,
+            chunk=plan.chunk,
+            compression=plan.compression,
+            versions={},
+            timings={},
+            parts=tuple(describe(folder.place, name) for name in folder.part_names()),
+        )
+    )

@@ -12,76 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jacjobs.errors import InputError, StoreError
-from jacjobs.planning.choice import Resources
-from jacjobs.planning.devices import cpu
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler, part_format
 from jacjobs.run.messages import BlockId
-from jacjobs.shape import JacobianShape, Layout, Rectangle, segments_of
-from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.shape import Layout, Rectangle
+from jacjobs.store.folder import RunFolder
 from jacjobs.store.parts import Parts
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.schema import part_name, part_rectangle
 from jacjobs.store.spill import SPILLS
 from jacjobs.store.verify import verify_run
-from jacjobs.store.writer import PartWriter, describe
-
-METADATA = {"run": "0123", "format": "1"}
-
-
-def plan_of(tiling: Tiling, dtype: str = "float32", **changes: Any) -> Plan:
-    """A plan in which only what concerns the store matters."""
-    m, n = tiling.rows, tiling.columns
-    shape = JacobianShape(
-        points=tiling.points,
-        rows=m,
-        columns=n,
-        dtype=dtype,
-        outputs=segments_of([("y", (m,))]),
-        inputs=segments_of([("a", (n // 2,)), ("b", (n - n // 2,))]),
-    )
-    content: dict[str, Any] = {
-        "shape": shape,
-        "strategy": "vjp/vmap",
-        "chunk": 1,
-        "by_columns": False,
-        "tiling": tiling,
-        "checked_by": None,
-        "check_all": False,
-        "check_points": 1,
-        "threads": 1,
-        "nonfinite": "error",
-        "layout": tiling.layout,
-        "compression": "none",
-        "stripe": None,
-        "group_records": 3,
-        "candidates": (),
-        "resources": Resources(device=cpu(1 << 30), budget_bytes=1 << 20, workers=1),
-        "peak_bytes": 0,
-        "seconds": 0.0,
-        "disk_bytes": 0,
-        "scratch_bytes": 0,
-    }
-    return Plan(**{**content, **changes})
-
-
-def make_run(path: Path, plan: Plan) -> RunFolder:
-    folder = RunFolder(path)
-    record = RunRecord(
-        run="0123",
-        name="test",
-        created="",
-        versions={"torch": "0"},
-        shape=plan.shape,
-        layout=plan.layout,
-        stripe=plan.stripe,
-        fingerprint={},
-        options={},
-        plan=plan.model_dump(mode="json"),
-    )
-    folder.create(record)
-    return folder
+from jacjobs.store.writer import PartWriter
+from tests.store.datasets import METADATA, finish, make_run, plan_of
 
 
 def write(folder: RunFolder, plan: Plan, J: np.ndarray, order: np.random.Generator | None = None) -> None:
@@ -101,23 +44,6 @@ def write(folder: RunFolder, plan: Plan, J: np.ndarray, order: np.random.Generat
         for point in range(tiling.points):
             assembler.sweep(point)
     finish(folder, plan)
-
-
-def finish(folder: RunFolder, plan: Plan) -> None:
-    folder.write_manifest(
-        Manifest(
-            run="0123",
-            name="test",
-            finished="",
-            shape=plan.shape,
-            strategy="vjp/vmap",
-            chunk=1,
-            compression=plan.compression,
-            versions={},
-            timings={},
-            parts=tuple(describe(folder.place, name) for name in folder.part_names()),
-        )
-    )
 
 
 @st.composite

@@ -14,7 +14,7 @@ from jacjobs.planning.geometry import records_in_a_group, tile
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.messages import BlockId
 from jacjobs.shape import JacobianShape
-from tests.store.test_dataset import METADATA, finish, make_run, plan_of
+from tests.store.datasets import METADATA, finish, make_run, plan_of
 
 MIB = 1 << 20
 ROWS, COLUMNS = 131_072, 4096
