@@ -482,7 +482,12 @@ def _check_plan(folder: RunFolder, record: RunRecord) -> None:
 
 def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:
     """The record with what may change between two attempts, since it does not change what is written."""
-    plan = {**record.plan, "nonfinite": compute.nonfinite, "check_all": compute.check == "all"}
+    plan = {
+        **record.plan,
+        "nonfinite": compute.nonfinite,
+        "check_all": compute.check == "all",
+        "block_timeout": compute.block_timeout,
+    }
     if compute.check == "off":
         plan["checked_by"] = None
     return record.model_copy(update={"plan": plan})

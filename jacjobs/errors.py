@@ -89,6 +89,10 @@ class DeviceMemoryError(JacjobsError):
     """Not even one product of the leanest strategy fits the device's memory."""
 
 
+class DeviceLostError(JacjobsError):
+    """A GPU reports an error after which its process cannot use it any more."""
+
+
 class UnsoundError(JacjobsError):
     """A dataset is not what its run wrote."""
 

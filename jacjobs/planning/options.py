@@ -10,6 +10,7 @@ from jacjobs.shape import Compression, Layout
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)$")]
+Timeout = Literal["auto", "off"] | Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 StrategyName = Literal[
     "vjp/loop",
     "vjp/repeat",
@@ -40,6 +41,8 @@ class ComputeOptions(_Options):
     check:      how much of J is compared with a product of the other mode: auto (a sample of points that
                 costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
+    block_timeout:  after how many seconds at one block a worker counts as hung: it is killed, and another
+                gets the block; auto: 100 times what blocks take, and at least ten minutes; or off.
     """
 
     strategy: Literal["auto"] | StrategyName = "auto"
@@ -49,6 +52,7 @@ class ComputeOptions(_Options):
     seed: Annotated[int, Field(ge=0, strict=True)] | None = None
     check: Literal["auto", "all", "off"] = "auto"
     nonfinite: Literal["error", "warn", "allow"] = "error"
+    block_timeout: Timeout = "auto"
 
 
 class OutputOptions(_Options):

@@ -13,7 +13,7 @@ from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Chooser, Estimate, Resources, Timing, is_by_rows
 from jacjobs.planning.geometry import Tiling, records_in_a_group, stripe_of
-from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
+from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions, Timeout
 from jacjobs.shape import Compression, JacobianShape, Layout
 
 RECORD_BYTES = 8
@@ -55,6 +55,7 @@ class Plan(BaseModel):
     checked_by:      the strategy whose products the blocks are checked with; None: no check.
     check_all:       whether every point is checked, not a sample.
     check_points:    how many points are checked at once, at most.
+    block_timeout:   after how many seconds at a block a worker counts as hung.
     threads:         torch's threads in each worker: how a sum is split shows in its last bits.
     layout:          what a record holds: a row or a column.
     stripe:          how many entries of it, where it is too long for one record.
@@ -78,6 +79,7 @@ class Plan(BaseModel):
     check_points: int
     threads: int
     nonfinite: Literal["error", "warn", "allow"]
+    block_timeout: Timeout = "auto"
     layout: Layout
     compression: Compression
     stripe: int | None
@@ -154,6 +156,7 @@ def make_plan(
         check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
         threads=cluster.cpus_per_worker,
         nonfinite=compute.nonfinite,
+        block_timeout=compute.block_timeout,
         layout=output.layout,
         compression=_compression(facts, output),
         stripe=stripe_of(tiling.length, shape.item_bytes),

@@ -26,13 +26,12 @@ import ray
 from numpy.typing import NDArray
 from ray import cloudpickle
 
-from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.errors import DeviceLostError, InputError, JacjobsError, WorkersError
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
-from jacjobs.run.ledger import IN_FLIGHT, TRANSPOSES
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -48,6 +47,7 @@ from jacjobs.run.messages import (
     Drop,
     Event,
     Findings,
+    Kill,
     StartAssembler,
     StartWorker,
     Sweep,
@@ -58,6 +58,8 @@ from jacjobs.run.messages import (
     WorkerLost,
     WriteFailed,
 )
+from jacjobs.run.roster import IN_FLIGHT
+from jacjobs.run.transposer import TRANSPOSES
 from jacjobs.store.folder import Manifest, RunRecord
 from jacjobs.store.writer import PartRecord
 
@@ -111,13 +113,15 @@ class _WorkerActor:
             payload.unpack(), Plan.model_validate_json(plan), "cuda" if ray.get_gpu_ids() else "cpu"
         )
 
-    def ready(self) -> None:
-        return None
+    def ready(self) -> str:
+        return _here()
 
     def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, Findings | JacjobsError]:
         """The entries, and apart from them what was noticed: or the error that the user made."""
         try:
             computed = self._worker.compute(block)
+        except DeviceLostError:
+            raise  # the executor ends this process, and another one goes on
         except JacjobsError as error:
             return None, error
         return computed.values, computed.findings
@@ -149,8 +153,8 @@ class _AssemblerActor:
             pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
         self._assembler = Assembler(path, Plan.model_validate_json(plan), metadata)
 
-    def ready(self) -> None:
-        return None
+    def ready(self) -> str:
+        return _here()
 
     def absorb(
         self, block: BlockId, values: NDArray[Any]
@@ -196,6 +200,12 @@ class _CoordinatorActor:
 
     def stop(self) -> None:
         self._coordinator.stop()
+
+
+def _here() -> str:
+    """The host, the node of the cluster, and the GPUs of this actor."""
+    gpus = "".join(f", GPU {number}" for number in ray.get_gpu_ids())
+    return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}{gpus}"
 
 
 def _worker_options(threads: int, gpus: int) -> dict[str, Any]:
@@ -301,6 +311,8 @@ class RayExecutor:
                 case Absorb(assembler, block, worker):
                     done = self._actors[assembler].absorb.remote(block, self._data[worker, block])
                     self._calls[done] = _Call("absorb", assembler, block, worker)
+                case Kill(actor):
+                    self._end(actor)
                 case Drop(block, worker):
                     self._data.pop((worker, block), None)
                 case Abandon(assembler, bundle):
@@ -358,9 +370,9 @@ class RayExecutor:
 
     def _answer(self, call: _Call, result: Any) -> Event:
         if call.kind == "worker-ready":
-            return WorkerJoined(call.actor)
+            return WorkerJoined(call.actor, result)
         if call.kind == "assembler-ready":
-            return AssemblerJoined(call.actor)
+            return AssemblerJoined(call.actor, result)
         if call.kind == "transpose":
             if isinstance(result, JacjobsError):
                 return WriteFailed(result)
@@ -380,15 +392,20 @@ class RayExecutor:
 
         What a worker had computed is still in the object store, and stays at hand.
         """
-        asked = [call, *(other for other in self._calls.values() if other.actor == call.actor)]
-        self._calls = {ref: other for ref, other in self._calls.items() if other.actor != call.actor}
-        ray.kill(self._actors.pop(call.actor))
+        self._end(call.actor, call)
         if call.kind in ("assembler-ready", "absorb", "transpose"):
             return AssemblerLost(call.actor, cause)
-        for other in asked:
-            if other.block is not None:
-                self._data.pop((other.worker, other.block))
         return WorkerLost(call.actor, cause)
+
+    def _end(self, name: str, *asked: _Call) -> None:
+        """Kill an actor, and forget what was asked of it: `asked`, and what is still waited for."""
+        calls = [*asked, *(call for call in self._calls.values() if call.actor == name)]
+        self._calls = {ref: call for ref, call in self._calls.items() if call.actor != name}
+        for call in calls:
+            if call.kind == "compute" and call.block is not None:
+                self._data.pop((call.worker, call.block), None)
+        if name in self._actors:
+            ray.kill(self._actors.pop(name))
 
 
 def _short(error: BaseException) -> str:

@@ -15,8 +15,10 @@ from typing import Any
 
 from jacjobs.planning.planner import Plan
 from jacjobs.run.executor import Executor
+from jacjobs.run.journal import Journal
 from jacjobs.run.ledger import Ledger, State
-from jacjobs.run.messages import Command, StopRequested
+from jacjobs.run.messages import StopRequested, Tick
+from jacjobs.run.patience import Patience
 from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
@@ -35,6 +37,7 @@ class Progress:
     """Where a run stands. Counts are of this attempt: what an earlier one committed is not counted again."""
 
     state: State
+    paused: bool
     blocks_done: int
     blocks_total: int
     entries_done: int
@@ -80,22 +83,30 @@ class Coordinator:
             ledger = self._ledger = self._new_ledger(before)
             if before is not None and not self._entries_total:
                 return before
-            commands = ledger.start(self._workers, self._assemblers)
-            if not ledger.finished:
-                self._drive(ledger, commands)
-            if ledger.error is not None:
-                raise ledger.error
+            attempts = [*(before.attempts if before else ()), *self._folder.attempts()]
+            journal = Journal(self._folder, ledger, max([0, *(a.number for a in attempts)]) + 1)
+            try:
+                self._drive(ledger, journal, lock)
+                if ledger.error is not None:
+                    raise ledger.error
+            except BaseException as error:
+                journal.end(error)
+                raise
             self._folder.clear_spills()
-            return self._folder.write_manifest(self._manifest(ledger, before))
+            manifest = self._manifest(ledger, before)
+            return self._folder.write_manifest(
+                manifest.model_copy(update={"attempts": (*attempts, journal.attempt())})
+            )
         finally:
             lock.release()
 
     def progress(self) -> Progress:
         ledger = self._ledger
         if ledger is None:
-            return Progress("running", 0, 0, 0, 0, 0, 0.0, 0)
+            return Progress("running", False, 0, 0, 0, 0, 0, 0.0, 0)
         return Progress(
             state=ledger.state,
+            paused=ledger.paused,
             blocks_done=ledger.blocks_done,
             blocks_total=ledger.blocks_total,
             entries_done=ledger.entries_done,
@@ -125,11 +136,19 @@ class Coordinator:
             bundles = [b for p in transposes for b in tiling.bundles_of(p) if tiling.bundle(b) not in done]
         self._entries_total = sum(tiling.bundle(i).entries for i in bundles)
         blocks = sum(tiling.blocks_in(i) for i in bundles)
-        return Ledger(tiling, bundles, blocks, transposes, self._workers)
+        patience = Patience(
+            self._plan.block_timeout,
+            self._plan.seconds * self._plan.resources.workers / max(1, tiling.blocks),
+        )
+        return Ledger(tiling, bundles, blocks, transposes, self._workers, self._assemblers, patience)
 
-    def _drive(self, ledger: Ledger, commands: list[Command]) -> None:
+    def _drive(self, ledger: Ledger, journal: Journal, lock: RunLock) -> None:
+        commands = ledger.start()
+        if ledger.finished:
+            return
         executor = self._make_executor()
         give_up = float("inf")
+        looked = time.monotonic()
         try:
             executor.execute(commands)
             while not ledger.finished and time.monotonic() < give_up:
@@ -138,6 +157,11 @@ class Coordinator:
                 if self._stop.is_set() and ledger.state == "running":
                     executor.execute(ledger.handle(StopRequested()))
                     give_up = time.monotonic() + GRACE_SECONDS
+                if time.monotonic() - looked >= POLL_SECONDS:
+                    looked = time.monotonic()
+                    executor.execute(ledger.handle(Tick()))
+                    journal.keep()
+                    lock.check()
             ledger.give_up_waiting()
         finally:
             executor.close()

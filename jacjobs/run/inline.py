@@ -29,6 +29,7 @@ from jacjobs.run.messages import (
     Compute,
     Drop,
     Event,
+    Kill,
     StartAssembler,
     StartWorker,
     Sweep,
@@ -85,6 +86,8 @@ class InlineExecutor:
                 except JacjobsError as error:
                     return WriteFailed(error)
                 return BlockAbsorbed(assembler, block, committed)
+            case Kill():  # it would be this process; its user can interrupt it
+                pass
             case Drop(block):
                 self._data.pop(block, None)
             case Abandon(_, bundle):

@@ -1,4 +1,5 @@
-"""The coordinator's mind: a state machine. Events go in, commands come out; no clock, no IO, no Ray.
+"""The coordinator's mind: a state machine. Events go in, commands come out; no IO, no Ray, and an injected
+clock.
 
 Who computes which block, which bundle goes to which assembler, what is done again where, what is given up,
 when it ends: all of that is decided here and nowhere else, so a test can play any order of failures.
@@ -9,25 +10,29 @@ A worker that finds no bundle to open helps with the oldest open one. At most `I
 on their way between "handed out" and "absorbed by an assembler": that, and the bound on open bundles, bounds
 memory however large J is. Work per event does not grow with the number of blocks.
 
-Where blocks are spilled, a point is ready when all its spills are committed: then its parts are transposed,
-by the assemblers, a few at a time, and its spills are swept away. Only so many points are begun before the
-first of them is swept as keep all workers busy: that bounds the disk.
+Workers and assemblers may come and go at any time; while there are none, the run waits for one. What is said
+of one that is gone, or said twice, or late, is not believed.
 
 A worker that dies takes the answers along that it was about to send, so of two blocks either may have killed
 it. Both become suspects, and a suspect is computed with no other block on the worker: only a death alone
 with a block counts against the block.
+
+At the end of a run, when a worker has nothing to do, it also gets the block of one that is late; the first
+result counts. One that is so late that it must be hung is killed, and its block counts as its killer.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jacjobs.errors import IncompleteError, JacjobsError, StoppedError, WorkersError
 from jacjobs.planning.geometry import Tiling
+from jacjobs.run.history import History
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -43,48 +48,55 @@ from jacjobs.run.messages import (
     Drop,
     Event,
     Findings,
+    Kill,
     StartAssembler,
     StartWorker,
     StopRequested,
-    Sweep,
-    Transpose,
+    Tick,
     Transposed,
     TransposeLost,
     WorkerJoined,
     WorkerLost,
     WriteFailed,
 )
+from jacjobs.run.patience import Patience
+from jacjobs.run.roster import IN_FLIGHT, Member, Roster
+from jacjobs.run.transposer import Transposer
 from jacjobs.store.writer import PartRecord
 
-IN_FLIGHT = 2
-"""Blocks on their way, a worker: one computed while the one before is absorbed."""
 DEATHS_TO_QUARANTINE = 3
 """A block that, alone on them, has taken this many workers with it is not handed out again."""
-TRANSPOSES = 2
-"""Parts that an assembler transposes at a time."""
 LOSSES_OF_A_PART = 3
 """A part whose transposition was lost so often is not tried again."""
 QUARANTINES_TO_GIVE_UP = 3
 """Blocks quarantined in a row without one finished: the function cannot be computed here."""
 LOSSES_TO_GIVE_UP = 3
-"""Workers without a block, or assemblers, lost in a row for each that lives: they cannot live here."""
+"""So many losses in a row that no block explains, for each worker wanted: they cannot live here. Before the
+first has joined, so many in all: they cannot start here."""
+SILENCE_SECONDS = 900.0
+"""An assembler that has something to do and says nothing for so long is hung."""
+BLOCKS_NAMED = 5
+"""In a sentence; the record of the attempt names all."""
 
 STOPPED = "stopped on request; what was committed stays, and `jacjobs resume` goes on from there"
-
-
-# -- the machine -------------------------------------------------------------------------------------------
 
 State = Literal["running", "stopping", "complete", "incomplete", "failed", "stopped"]
 
 
 @dataclass
-class _Worker:
-    blocks: dict[BlockId, Literal["computing", "absorbing"]] = field(default_factory=dict)
-    bundle: int | None = None
+class _Assembler:
+    heard: float
+    """When it last answered, or was asked."""
+    bundles: set[int] = field(default_factory=set)
 
-    @property
-    def computing(self) -> list[BlockId]:
-        return [block for block, what in self.blocks.items() if what == "computing"]
+
+@dataclass
+class _Losses:
+    """Of one kind of actor, that nothing it did explains."""
+
+    in_a_row: int = 0
+    joined: bool = False
+    """Has one ever lived?"""
 
 
 @dataclass
@@ -93,7 +105,8 @@ class _OpenBundle:
     assembler: str | None
     next: int = 0
     again: list[int] = field(default_factory=list)
-    computing: dict[int, str] = field(default_factory=dict)
+    computing: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    """By whom: by two workers, where one was late."""
     absorbing: dict[int, str] = field(default_factory=dict)
     held: dict[int, str] = field(default_factory=dict)
     """Computed while no assembler lives."""
@@ -123,12 +136,17 @@ class Ledger:
         blocks: int,
         transposes: Mapping[int, Collection[int]] | None = None,
         workers: int = 1,
+        assemblers: int = 1,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """What there is to do.
 
         missing:     the bundles to make; `blocks` is how many blocks they have together.
         transposes:  where bundles are spills: the parts to make of each point that lacks any.
-        workers:     how many are meant to come: they decide how many points are begun at once.
+        workers, assemblers:  how many are wanted.
+        patience:    how long to wait for a block.
+        clock:       seconds, from any beginning.
         """
         self.state: State = "running"
         self.error: JacjobsError | None = None
@@ -144,54 +162,50 @@ class Ledger:
         self.worst_error = 0.0
         self.peak_bytes = 0
         self.retreats: list[str] = []
+        self.history = History(clock)
+        self._clock = clock
+        self._patience = patience or Patience()
         self._tiling = tiling
         self._pending = deque(missing)
-        self._workers: dict[str, _Worker] = {}
-        self._room: dict[str, None] = {}
-        self._assemblers: dict[str, set[int]] = {}
+        self._transposer = Transposer(tiling, self._pending, transposes or {}, workers)
+        self._wanted = {"worker": workers, "assembler": assemblers}
+        self._losses = {"worker": _Losses(), "assembler": _Losses()}
+        self._roster = Roster()
+        self._gone: set[str] = set()
+        """Workers and assemblers that were lost."""
+        self._assemblers: dict[str, _Assembler] = {}
         self._open: dict[int, _OpenBundle] = {}
         self._with_work: dict[int, None] = {}
         self._suspects: set[BlockId] = set()
         self._deaths: dict[BlockId, int] = {}
-        self._losses_in_a_row = 0
         self._quarantines_in_a_row = 0
-        self._transposing: dict[int, str] = {}
-        """Part: assembler."""
-        self._to_transpose: deque[int] = deque()
-        self._losses_of_parts: dict[int, int] = {}
-        self._parts_left = {point: set(parts) for point, parts in (transposes or {}).items()}
-        self._spills_left = dict.fromkeys(self._parts_left, 0)
-        self._begun: set[int] = set()
-        """Points that have spills, and will be swept."""
-        self._hopeless: set[int] = set()
-        """Points with a quarantined block. They keep their spills, for a run that is resumed."""
-        self._points_at_once = tiling.points_at_once(workers) if tiling.spills else 0
-        if tiling.spills:
-            for bundle in self._pending:
-                self._spills_left[tiling.point_of(bundle)] += 1
-            for point in [p for p, left in self._spills_left.items() if not left]:
-                self._begun.add(point)
-                self._to_transpose.extend(sorted(self._parts_left[point]))
 
     @property
     def finished(self) -> bool:
         return self.state in ("complete", "incomplete", "failed", "stopped")
 
     @property
+    def paused(self) -> bool:
+        """Is there work, and nobody to do it? It goes on when somebody comes."""
+        blocks_left = self._pending or self._open
+        return not self.finished and not (self._assemblers and (len(self._roster) or not blocks_left))
+
+    @property
     def workers(self) -> int:
-        return len(self._workers)
+        return len(self._roster)
 
     @property
     def blocks_in_flight(self) -> int:
-        return sum(len(worker.blocks) for worker in self._workers.values())
+        """Handed out and not absorbed; all of them may be in memory."""
+        return self._roster.blocks_in_flight
 
-    def start(self, workers: int, assemblers: int) -> list[Command]:
+    def start(self) -> list[Command]:
         """The first commands."""
-        if not self._pending and not self._to_transpose:
+        if not self._pending and self._transposer.done:
             self.state = "complete"
             return []
-        workers = workers if self._pending else 0
-        return [*([StartAssembler()] * assemblers), *([StartWorker()] * workers)]
+        workers = self._wanted["worker"] if self._pending else 0
+        return [*([StartAssembler()] * self._wanted["assembler"]), *([StartWorker()] * workers)]
 
     def handle(self, event: Event) -> list[Command]:
         if self.finished:
@@ -199,7 +213,11 @@ class Ledger:
         commands = self._react(event)
         if not self.finished:
             commands += self._hand_out()
-            commands += self._transpose()
+            if self.state == "running":
+                transposes = self._transposer.hand_out(self._assemblers)
+                for command in transposes:
+                    self._assemblers[command.assembler].heard = self._clock()
+                commands += transposes
             self._look_for_the_end()
         return commands
 
@@ -211,19 +229,18 @@ class Ledger:
 
     def _react(self, event: Event) -> list[Command]:
         match event:
-            case WorkerJoined(worker):
-                self._workers[worker] = _Worker()
-                self._room[worker] = None
+            case Tick():
+                return self._look_at_the_clock()
+            case WorkerJoined(worker, where):
+                self._join_worker(worker, where)
             case WorkerLost(worker, cause):
                 return self._lose_worker(worker, cause)
             case BlockComputed(worker, block, findings):
-                self._note(block, findings)
-                return self._take_in(worker, block)
+                return self._take_in(worker, block, findings)
             case BlockRaised(_, error) | WriteFailed(error):
                 self._fail(error)
             case AssemblerJoined(assembler):
-                self._assemblers[assembler] = set()
-                return self._adopt_orphans()
+                return self._join_assembler(assembler)
             case AssemblerLost(assembler, cause):
                 return self._lose_assembler(assembler, cause)
             case BlockAbsorbed():
@@ -242,33 +259,31 @@ class Ledger:
 
     def _hand_out(self) -> list[Command]:
         commands: list[Command] = []
-        if self.state != "running":
-            return commands
         # Idle workers come first; only then does one get a second block to have ready.
         for depth in range(IN_FLIGHT):
-            if not (self._with_work or self._pending):
+            if self.state != "running" or not (self._with_work or self._may_open()):
                 break
-            for name in [n for n in self._room if len(self._workers[n].blocks) == depth]:
-                bundle = self._bundle_for(self._workers[name])
-                if bundle is None or not self._may_share(self._workers[name], bundle):
-                    continue
-                block = BlockId(bundle, self._open[bundle].take())
-                self._open[bundle].computing[block.position] = name
-                self._note_work(bundle)
-                self._give(name, block)
-                commands.append(Compute(name, block))
+            for name in self._roster.free(depth):
+                worker = self._roster.get(name)
+                assert worker is not None
+                bundle = self._bundle_for(worker)
+                if bundle is None or self._roster.full:
+                    break
+                if self._may_share(worker, BlockId(bundle, self._open[bundle].upcoming())):
+                    block = BlockId(bundle, self._open[bundle].take())
+                    self._note_work(bundle)
+                    commands.append(self._give(name, block))
         return commands
 
-    def _bundle_for(self, worker: _Worker) -> int | None:
+    def _bundle_for(self, worker: Member) -> int | None:
         """The worker's own bundle, else a new one, else the oldest that has blocks left."""
         if worker.bundle in self._with_work:
             return worker.bundle
         if self._may_open():
             bundle = self._pending.popleft()
-            if self._tiling.spills and self._tiling.point_of(bundle) not in self._hopeless:
-                self._begun.add(self._tiling.point_of(bundle))
-            assembler = min(self._assemblers, key=lambda name: len(self._assemblers[name]))
-            self._assemblers[assembler].add(bundle)
+            self._transposer.begin(bundle)
+            assembler = self._least_busy()
+            self._assemblers[assembler].bundles.add(bundle)
             self._open[bundle] = _OpenBundle(self._tiling.blocks_in(bundle), assembler)
             self._with_work[bundle] = None
             worker.bundle = bundle
@@ -276,28 +291,20 @@ class Ledger:
         return next(iter(self._with_work), None)
 
     def _may_open(self) -> bool:
-        if not (self._pending and self._assemblers and len(self._open) < len(self._workers)):
+        if not (self._pending and self._assemblers and len(self._open) < len(self._roster)):
             return False
-        if not self._tiling.spills or len(self._begun) < self._points_at_once:
-            return True
-        return self._tiling.point_of(self._pending[0]) in self._begun | self._hopeless
+        return self._transposer.may_begin(self._pending[0])
 
-    def _may_share(self, worker: _Worker, bundle: int) -> bool:
+    def _may_share(self, worker: Member, block: BlockId) -> bool:
         """A suspect is alone on its worker, whether it comes first or second."""
         computing = worker.computing
-        upcoming = BlockId(bundle, self._open[bundle].upcoming())
-        return not computing or self._suspects.isdisjoint((*computing, upcoming))
+        return not computing or self._suspects.isdisjoint((*computing, block))
 
-    def _give(self, name: str, block: BlockId) -> None:
-        worker = self._workers[name]
-        worker.blocks[block] = "computing"
-        if len(worker.blocks) >= IN_FLIGHT:
-            self._room.pop(name, None)
-
-    def _release(self, name: str, block: BlockId) -> None:
-        worker = self._workers.get(name)
-        if worker is not None and worker.blocks.pop(block, None) is not None:
-            self._room[name] = None
+    def _give(self, name: str, block: BlockId) -> Compute:
+        self._roster.give(name, block, self._clock())
+        computing = self._open[block.bundle].computing
+        computing[block.position] = (*computing.get(block.position, ()), name)
+        return Compute(name, block)
 
     def _note_work(self, bundle: int) -> None:
         """Keep `_with_work` in step with the bundle."""
@@ -305,6 +312,35 @@ class Ledger:
             self._with_work.setdefault(bundle)
         else:
             self._with_work.pop(bundle, None)
+
+    def _again(self, block: BlockId) -> None:
+        heapq.heappush(self._open[block.bundle].again, block.position)
+        self._note_work(block.bundle)
+        self.history.blocks_repeated += 1
+
+    # -- blocks coming in ----------------------------------------------------------------------------------
+
+    def _take_in(self, name: str, block: BlockId, findings: Findings) -> list[Command]:
+        state = self._roster.state(name, block)
+        if state == "absorbing":
+            return []  # said twice, and its data is on its way
+        if state == "computing":
+            seconds = self._roster.computed(name, block, self._clock())
+            if seconds is not None:
+                self._patience.took(seconds)
+            self.history.computed(name, seconds or 0.0)
+        bundle = self._open.get(block.bundle)
+        if bundle is None or name not in bundle.computing.get(block.position, ()):
+            # Its bundle was given up, another worker was faster, or it counts as lost.
+            self._roster.release(name, block)
+            return [Drop(block, name)]
+        self._note(block, findings)
+        del bundle.computing[block.position]
+        self._suspects.discard(block)
+        if bundle.assembler is None:
+            bundle.held[block.position] = name
+            return []
+        return [self._absorb(bundle.assembler, block, name)]
 
     def _note(self, block: BlockId, findings: Findings) -> None:
         if findings.nonfinite:
@@ -316,165 +352,162 @@ class Ledger:
         self.peak_bytes = max(self.peak_bytes, findings.peak_bytes)
         self.retreats += findings.retreats
 
-    # -- blocks coming in ----------------------------------------------------------------------------------
-
-    def _take_in(self, worker: str, block: BlockId) -> list[Command]:
-        bundle = self._open.get(block.bundle)
-        if bundle is None or bundle.computing.get(block.position) != worker:
-            # Its bundle was given up, or the block was handed to somebody else in the meantime.
-            self._release(worker, block)
-            return [Drop(block, worker)]
-        del bundle.computing[block.position]
-        self._suspects.discard(block)
-        self._workers[worker].blocks[block] = "absorbing"
-        if bundle.assembler is None:
-            bundle.held[block.position] = worker
-            return []
-        bundle.absorbing[block.position] = worker
-        return [Absorb(bundle.assembler, block, worker)]
+    def _absorb(self, assembler: str, block: BlockId, worker: str) -> Absorb:
+        self._open[block.bundle].absorbing[block.position] = worker
+        self._assemblers[assembler].heard = self._clock()
+        return Absorb(assembler, block, worker)
 
     def _absorbed(self, event: BlockAbsorbed) -> None:
         block = event.block
         bundle = self._open.get(block.bundle)
         if bundle is None or bundle.assembler != event.assembler or block.position not in bundle.absorbing:
             return
-        self._release(bundle.absorbing.pop(block.position), block)
+        self._roster.release(bundle.absorbing.pop(block.position), block)
         bundle.absorbed.add(block.position)
         self.blocks_done += 1
         self.entries_done += self._tiling.block(*block).entries
-        self._losses_in_a_row = self._quarantines_in_a_row = 0
+        self._progress(event.assembler)
         if event.committed is not None:
             self._close(block.bundle)
         if isinstance(event.committed, PartRecord):
             self.committed.append(event.committed)
         elif event.committed is not None:
-            self._spilled(self._tiling.point_of(block.bundle))
+            self._transposer.spilled(block.bundle)
+
+    def _progress(self, assembler: str) -> None:
+        self._assemblers[assembler].heard = self._clock()
+        self._quarantines_in_a_row = 0
+        for losses in self._losses.values():
+            losses.in_a_row = 0
 
     def _close(self, number: int) -> None:
         bundle = self._open.pop(number)
         self._note_work(number)
         if bundle.assembler is not None:
-            self._assemblers[bundle.assembler].discard(number)
-
-    # -- transposing ---------------------------------------------------------------------------------------
-
-    def _spilled(self, point: int) -> None:
-        self._spills_left[point] -= 1
-        if not self._spills_left[point]:
-            self._to_transpose.extend(sorted(self._parts_left[point]))
-
-    def _transpose(self) -> list[Command]:
-        commands: list[Command] = []
-        while self.state == "running" and self._to_transpose and self._assemblers:
-            load = Counter(self._transposing.values())
-            assembler = min(self._assemblers, key=lambda name: load[name])
-            if load[assembler] >= TRANSPOSES:
-                break
-            part = self._to_transpose.popleft()
-            self._transposing[part] = assembler
-            commands.append(Transpose(assembler, part))
-        return commands
+            self._assemblers[bundle.assembler].bundles.discard(number)
 
     def _transposed(self, event: Transposed) -> list[Command]:
-        if self._transposing.get(event.part) != event.assembler:
+        sweeps = self._transposer.transposed(event)
+        if sweeps is None:
             return []
-        del self._transposing[event.part]
         self.committed.append(event.committed)
-        self._losses_in_a_row = 0
-        point = self._tiling.part(event.part).point_start
-        self._parts_left[point].discard(event.part)
-        if self._parts_left[point]:
-            return []
-        self._begun.discard(point)
-        return [Sweep(event.assembler, point)]
+        self._progress(event.assembler)
+        return [*sweeps]
 
-    def _lose_transpose(self, assembler: str, part: int, cause: str) -> None:
-        if self._transposing.get(part) != assembler:
+    # -- coming and going ----------------------------------------------------------------------------------
+
+    def _join_worker(self, name: str, where: str) -> None:
+        if name in self._roster or name in self._gone:
             return
-        del self._transposing[part]
-        self._losses_of_parts[part] = self._losses_of_parts.get(part, 0) + 1
-        if self._losses_of_parts[part] >= LOSSES_OF_A_PART:
-            self._fail(WorkersError(f"{self._tiling.part(part)} cannot be transposed: {cause}"))
-        else:
-            self._to_transpose.append(part)
+        self._losses["worker"].joined = True
+        self._roster.join(name, self._clock())
+        self.history.joined(name, where)
 
-    # -- losses --------------------------------------------------------------------------------------------
+    def _join_assembler(self, name: str) -> list[Command]:
+        if name in self._assemblers or name in self._gone:
+            return []
+        self._losses["assembler"].joined = True
+        self._assemblers[name] = _Assembler(heard=self._clock())
+        return self._adopt_orphans()
 
-    def _lose_worker(self, name: str, cause: str) -> list[Command]:
-        worker = self._workers.pop(name, None)
-        self._room.pop(name, None)
+    def _lose_worker(self, name: str, cause: str, guilty: BlockId | None = None) -> list[Command]:
+        """`guilty`: the block that is known to have brought its worker down."""
+        if name in self._gone:
+            return []
+        self._gone.add(name)
+        worker = self._roster.lose(name)
+        computing = worker.computing if worker is not None else []
+        self.history.left(name)
+        self.history.failed(name, cause, [str(self._tiling.block(*block)) for block in computing])
+        wanted = [block for block in computing if self._take_back(name, block)]
+        suspects = [block for block in wanted if guilty in (None, block)]
+        self._suspects.update(suspects)
+        if not computing:
+            return self._replace("worker", cause)
         commands: list[Command] = []
-        if worker is not None:
-            computing = worker.computing
-            for block in computing:
-                bundle = self._open.get(block.bundle)
-                if bundle is not None and bundle.computing.get(block.position) == name:
-                    del bundle.computing[block.position]
-                    self._again(block)
-            self._suspects.update(computing)
-            if len(computing) == 1:
-                commands += self._blame(computing[0], cause)
-            if computing:
-                return commands + ([StartWorker()] if self.state == "running" else [])
-        return commands + self._replace(StartWorker(), f"workers keep dying, the last one of: {cause}")
+        if len(computing) == 1 or guilty is not None:
+            for block in suspects:
+                commands += self._blame(block, cause)
+        return [*commands, StartWorker()] if self.state == "running" else commands
+
+    def _take_back(self, name: str, block: BlockId) -> bool:
+        """The worker will not compute it. Was it to? If nobody else does, somebody must."""
+        bundle = self._open.get(block.bundle)
+        names = bundle.computing.get(block.position, ()) if bundle is not None else ()
+        if bundle is None or name not in names:
+            return False
+        others = tuple(other for other in names if other != name)
+        if others:
+            bundle.computing[block.position] = others
+        else:
+            del bundle.computing[block.position]
+            self._again(block)
+        return True
 
     def _lose_assembler(self, name: str, cause: str) -> list[Command]:
-        bundles = self._assemblers.pop(name, None)
-        for number in bundles or ():
+        if name in self._gone:
+            return []
+        self._gone.add(name)
+        assembler = self._assemblers.pop(name, None)
+        self.history.failed(name, cause)
+        for number in sorted(assembler.bundles) if assembler is not None else ():
             bundle = self._open[number]
             # What it had taken in went with it; what it was about to take in is still at hand.
             bundle.held.update(bundle.absorbing)
             bundle.absorbing.clear()
-            for index in bundle.absorbed:
-                heapq.heappush(bundle.again, index)
             self.blocks_done -= len(bundle.absorbed)
-            self.entries_done -= sum(self._tiling.block(number, index).entries for index in bundle.absorbed)
+            for index in bundle.absorbed:
+                self.entries_done -= self._tiling.block(number, index).entries
+                self._again(BlockId(number, index))
             bundle.absorbed.clear()
             bundle.assembler = None
-            self._note_work(number)
-        for part in [p for p, assembler in self._transposing.items() if assembler == name]:
-            del self._transposing[part]
-            self._to_transpose.append(part)
-        commands = self._replace(StartAssembler(), f"assemblers keep dying, the last one of: {cause}")
-        return commands + self._adopt_orphans()
+        self._transposer.lose_assembler(name)
+        return self._replace("assembler", cause) + self._adopt_orphans()
 
     def _lose_block(self, assembler: str, block: BlockId, cause: str) -> list[Command]:
         bundle = self._open.get(block.bundle)
         if bundle is None or bundle.assembler != assembler or block.position not in bundle.absorbing:
             return []
-        self._release(bundle.absorbing.pop(block.position), block)
+        self.history.failed(assembler, cause, [str(self._tiling.block(*block))])
+        self._roster.release(bundle.absorbing.pop(block.position), block)
         self._again(block)
         return self._blame(block, cause)
 
+    def _lose_transpose(self, assembler: str, part: int, cause: str) -> None:
+        times = self._transposer.lose(assembler, part)
+        if times:
+            self.history.failed(assembler, cause, [str(self._tiling.part(part))])
+        if times >= LOSSES_OF_A_PART:
+            self._fail(WorkersError(f"{self._tiling.part(part)} cannot be transposed: {cause}"))
+
     def _adopt_orphans(self) -> list[Command]:
-        """Parts whose assembler died go to one that lives, with the blocks that wait for it."""
+        """Bundles whose assembler died go to one that lives, with the blocks that wait for it."""
         commands: list[Command] = []
         if not self._assemblers:
             return commands
         for number, bundle in self._open.items():
             if bundle.assembler is None:
-                bundle.assembler = min(self._assemblers, key=lambda name: len(self._assemblers[name]))
-                self._assemblers[bundle.assembler].add(number)
-                commands += [
-                    Absorb(bundle.assembler, BlockId(number, index), worker)
-                    for index, worker in bundle.held.items()
-                ]
-                bundle.absorbing.update(bundle.held)
+                bundle.assembler = self._least_busy()
+                self._assemblers[bundle.assembler].bundles.add(number)
+                for index, worker in bundle.held.items():
+                    commands.append(self._absorb(bundle.assembler, BlockId(number, index), worker))
                 bundle.held.clear()
         return commands
 
-    def _replace(self, command: Command, why: str) -> list[Command]:
+    def _least_busy(self) -> str:
+        return min(self._assemblers, key=lambda name: len(self._assemblers[name].bundles))
+
+    def _replace(self, kind: Literal["worker", "assembler"], cause: str) -> list[Command]:
+        """One is gone, and it was no block's fault."""
         if self.state != "running":
             return []
-        self._losses_in_a_row += 1
-        if self._losses_in_a_row >= LOSSES_TO_GIVE_UP * max(1, len(self._workers) + 1):
-            self._fail(WorkersError(why))
+        losses = self._losses[kind]
+        losses.in_a_row += 1
+        if losses.in_a_row >= LOSSES_TO_GIVE_UP * (self._wanted[kind] if losses.joined else 1):
+            what = f"{kind}s keep dying, the last one of" if losses.joined else f"no {kind} could start"
+            self._fail(WorkersError(f"{what}: {cause}"))
             return []
-        return [command]
-
-    def _again(self, block: BlockId) -> None:
-        heapq.heappush(self._open[block.bundle].again, block.position)
-        self._note_work(block.bundle)
+        return [StartWorker() if kind == "worker" else StartAssembler()]
 
     def _blame(self, block: BlockId, cause: str) -> list[Command]:
         """Count a loss against the block; at the limit its whole bundle is given up, and the rest goes on."""
@@ -486,17 +519,57 @@ class Ledger:
         if self._quarantines_in_a_row >= QUARANTINES_TO_GIVE_UP:
             self._fail(WorkersError(self._quarantine_sentence()))
             return []
-        self._hopeless.add(self._tiling.point_of(block.bundle))
-        self._begun -= self._hopeless
+        self._transposer.give_up(block.bundle)
         bundle = self._open[block.bundle]
         for index, worker in (*bundle.absorbing.items(), *bundle.held.items()):
-            self._release(worker, BlockId(block.bundle, index))
+            self._roster.release(worker, BlockId(block.bundle, index))
         commands: list[Command] = [
             Drop(BlockId(block.bundle, i), worker) for i, worker in bundle.held.items()
         ]
         if bundle.assembler is not None:
             commands.append(Abandon(bundle.assembler, block.bundle))
         self._close(block.bundle)
+        return commands
+
+    # -- the clock -----------------------------------------------------------------------------------------
+
+    def _look_at_the_clock(self) -> list[Command]:
+        commands = self._kill_the_hung()
+        if self.state == "running" and not (self._with_work or self._may_open()):
+            commands += self._double_the_late()
+        return commands
+
+    def _kill_the_hung(self) -> list[Command]:
+        commands: list[Command] = []
+        now = self._clock()
+        for name, worker in self._roster.overdue(now, self._patience.hung_after_seconds):
+            block = worker.computing[0]
+            cause = f"{self._tiling.block(*block)} was not there after {now - worker.since:,.0f} s"
+            commands += [Kill(name), *self._lose_worker(name, cause, guilty=block)]
+        for name, assembler in list(self._assemblers.items()):
+            if now - assembler.heard > SILENCE_SECONDS and self._is_asked(name, assembler):
+                cause = f"no answer for {now - assembler.heard:,.0f} s"
+                commands += [Kill(name), *self._lose_assembler(name, cause)]
+        return commands
+
+    def _is_asked(self, name: str, assembler: _Assembler) -> bool:
+        absorbs = any(self._open[bundle].absorbing for bundle in assembler.bundles)
+        return absorbs or bool(self._transposer.asked_of(name))
+
+    def _double_the_late(self) -> list[Command]:
+        """Give what late workers have to those that have nothing to do. The first result counts."""
+        commands: list[Command] = []
+        idle = iter(self._roster.free(0))
+        for _, worker in self._roster.overdue(self._clock(), self._patience.late_after_seconds):
+            for block in worker.computing:
+                bundle = self._open.get(block.bundle)
+                if bundle is None or len(bundle.computing.get(block.position, ())) != 1:
+                    continue  # it has come already, or somebody else is at it
+                helper = next(idle, None)
+                if helper is None or self._roster.full:
+                    return commands
+                self.history.blocks_repeated += 1
+                commands.append(self._give(helper, block))
         return commands
 
     # -- the end -------------------------------------------------------------------------------------------
@@ -506,21 +579,20 @@ class Ledger:
         self.error = error
 
     def _look_for_the_end(self) -> None:
-        blocks_left = bool(self._pending or self._open)
-        parts_left = bool(self._to_transpose or self._transposing)
-        if self.state == "stopping":
-            if not blocks_left and not parts_left:
-                self.state = "complete"
-            elif self.blocks_in_flight == 0 and not self._transposing:
-                self.state = "stopped"
-                self.error = StoppedError(STOPPED)
-        elif not blocks_left and not parts_left:
+        if not self._pending and not self._open and self._transposer.done:
             self.state = "incomplete" if self.quarantined else "complete"
             if self.quarantined:
                 self.error = IncompleteError(self._quarantine_sentence())
+        elif self.state == "stopping" and not (
+            self._assemblers and (self.blocks_in_flight or self._transposer.busy)
+        ):
+            self.state = "stopped"
+            self.error = StoppedError(STOPPED)
 
     def _quarantine_sentence(self) -> str:
-        blocks = "; ".join(
-            f"{self._tiling.block(*block)} ({cause})" for block, cause in self.quarantined.items()
+        blocks = [f"{self._tiling.block(*block)} ({cause})" for block, cause in self.quarantined.items()]
+        more = f"; … and {len(blocks) - BLOCKS_NAMED} more" if len(blocks) > BLOCKS_NAMED else ""
+        return (
+            f"{len(blocks)} blocks each took {DEATHS_TO_QUARANTINE} workers with them: "
+            f"{'; '.join(blocks[:BLOCKS_NAMED])}{more}"
         )
-        return f"{len(self.quarantined)} blocks each took {DEATHS_TO_QUARANTINE} workers with them: {blocks}"

@@ -19,7 +19,10 @@ class BlockId(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerJoined:
+    """`where`: its host, and its device."""
+
     worker: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class BlockRaised:
 @dataclass(frozen=True)
 class AssemblerJoined:
     assembler: str
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,11 @@ class StopRequested:
     pass
 
 
+@dataclass(frozen=True)
+class Tick:
+    """Time has passed."""
+
+
 Event = (
     WorkerJoined
     | WorkerLost
@@ -136,6 +145,7 @@ Event = (
     | TransposeLost
     | WriteFailed
     | StopRequested
+    | Tick
 )
 
 
@@ -150,6 +160,13 @@ class StartWorker:
 @dataclass(frozen=True)
 class StartAssembler:
     pass
+
+
+@dataclass(frozen=True)
+class Kill:
+    """End a worker or an assembler that does not answer. It counts as lost already."""
+
+    actor: str
 
 
 @dataclass(frozen=True)
@@ -199,4 +216,4 @@ class Sweep:
     point: int
 
 
-Command = StartWorker | StartAssembler | Compute | Absorb | Drop | Abandon | Transpose | Sweep
+Command = StartWorker | StartAssembler | Kill | Compute | Absorb | Drop | Abandon | Transpose | Sweep

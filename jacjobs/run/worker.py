@@ -13,7 +13,7 @@ from jacjobs.autodiff.check import Checker
 from jacjobs.autodiff.estimate import device_of
 from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.meter import worker_peak
-from jacjobs.errors import CheckError, DeviceMemoryError, JacjobsError, NonFiniteError
+from jacjobs.errors import CheckError, DeviceLostError, DeviceMemoryError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.messages import BlockId, Findings
@@ -56,7 +56,7 @@ class Worker:
     def compute(self, block: BlockId) -> Computed:
         """Raises FunctionError where the user's function raised, NonFiniteError where J must be finite,
         CheckError where two modes of differentiation disagree for good, DeviceMemoryError where not even one
-        product fits the memory.
+        product fits the memory, DeviceLostError where only a new process can go on.
         """
         rectangle = self._plan.tiling.block(*block)
         self._pace.retreats.clear()
@@ -70,6 +70,8 @@ class Worker:
         except ProductTooLargeError as error:
             raise self._does_not_fit(f"one product of {error}", error.__cause__) from None
         except Exception as error:
+            if isinstance(error, torch.AcceleratorError):
+                raise DeviceLostError(f"{rectangle}: {str(error).partition(chr(10))[0]}") from None
             if is_out_of_memory(error):  # of the host, for the block itself, or for the check at one point
                 raise self._does_not_fit(f"{rectangle} of the Jacobian", error) from None
             raise function_error(error, f"while computing {rectangle}") from None

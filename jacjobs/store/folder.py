@@ -5,12 +5,14 @@ RUN/
   _jacjobs/plan.json        the plan and the job, enough to resume
   _jacjobs/manifest.json    written last
   _jacjobs/lock.json        who is writing, as long as somebody is
+  _jacjobs/attempts/        a file for each submit and resume, until the manifest takes them in
   _jacjobs/scratch/         files on their way; left-overs of a crash go when the next writer comes
   _jacjobs/spills/          blocks of a matrix that is not transposed yet; they go when its parts are there
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jacjobs.errors import InputError, StoreError
 from jacjobs.shape import Compression, JacobianShape, Layout
+from jacjobs.store.attempt import Attempt
 from jacjobs.store.commit import reading, storing
 from jacjobs.store.place import SCRATCH, place_of
 from jacjobs.store.schema import FORMAT, part_rectangle
@@ -28,6 +31,7 @@ from jacjobs.store.writer import PartRecord
 
 _Model = TypeVar("_Model", bound=BaseModel)
 PLAN, MANIFEST = "_jacjobs/plan.json", "_jacjobs/manifest.json"
+ATTEMPTS = "_jacjobs/attempts"
 _PRIVATE = "_jacjobs"
 
 
@@ -59,7 +63,11 @@ class RunRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`manifest.json`: written last, when every part is there. `plan` is the digest of `plan.json`."""
+    """`manifest.json`: written last, when every part is there.
+
+    attempts:  how it was carried out: every submit and resume that left a record.
+    plan:      the digest of `plan.json`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +84,7 @@ class Manifest(BaseModel):
     memory: dict[str, Any] = {}
     timings: dict[str, float]
     parts: tuple[PartRecord, ...]
+    attempts: tuple[Attempt, ...] = ()
     plan: str = ""
 
 
@@ -163,10 +172,27 @@ class RunFolder:
         return manifest
 
     def write_manifest(self, manifest: Manifest) -> Manifest:
-        """Returns it as it was written: with the digest of `plan.json`."""
+        """Returns it as it was written: with the digest of `plan.json`. It holds the attempts' records."""
         written = manifest.model_copy(update={"plan": self._digest(PLAN)})
         self._write(MANIFEST, written)
+        with contextlib.suppress(OSError):
+            self.place.remove_folder(ATTEMPTS)
         return written
+
+    def attempts(self) -> list[Attempt]:
+        """The records that attempts left since the last manifest, in their order. A damaged one is left out:
+        it tells a story, and nothing depends on it.
+        """
+        with reading(self.place.at(ATTEMPTS)):
+            names = sorted(self.place.files(ATTEMPTS))
+        found = []
+        for name in names:
+            with contextlib.suppress(StoreError):
+                found.append(self._read(f"{ATTEMPTS}/{name}", Attempt))
+        return found
+
+    def write_attempt(self, attempt: Attempt) -> None:
+        self._write(f"{ATTEMPTS}/{attempt.number:04d}.json", attempt)
 
     def part_names(self) -> list[str]:
         """Visible parts, in the order of their records. What is visible is complete."""

@@ -1,7 +1,8 @@
 """One writer a run: a lock file with host, process and heartbeat.
 
 A lock is stale when its process is gone (same host), its heartbeat is old (any host), or this process let go
-of it and could not remove it, since the store was down. A stale lock is taken over; a live one is refused.
+of it and could not remove it, since the store was down. A stale lock is taken over; a live one is refused. A
+holder that was suspended, and finds its lock taken over when it wakes, stops.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import uuid
 
 import psutil
 
-from jacjobs.errors import InputError
+from jacjobs.errors import InputError, StoreError
 from jacjobs.store.commit import storing
 from jacjobs.store.place import Place
 
@@ -43,13 +44,14 @@ class RunLock:
             "token": self._token,
         }
         self._over = threading.Event()
+        self._taken_by: dict[str, object] | None = None
 
     def acquire(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Raises InputError if somebody else holds the lock and lives."""
         give_up = time.monotonic() + patience_seconds
         while not self._try():
             if time.monotonic() >= give_up:
-                holder = self._read() or {}
+                holder = _holder(self._read()) or {}
                 raise InputError.about(
                     f"run {self._place}",
                     got=f"a run in progress, by process {holder.get('pid')} on {holder.get('host')}",
@@ -59,36 +61,47 @@ class RunLock:
             time.sleep(0.2)
         threading.Thread(target=self._beat, daemon=True).start()
 
+    def check(self) -> None:
+        """Raises StoreError if somebody took this lock, since its holder seemed to be gone."""
+        if self._taken_by is not None:
+            by = f"process {self._taken_by.get('pid')} on {self._taken_by.get('host')}"
+            raise StoreError(
+                f"run {self._place} was taken over by {by}, since this process showed no life for "
+                f"{STALE_SECONDS:.0f} s; it goes on there"
+            )
+
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
             # A store that is down for a while is no reason to stop; whoever writes a part will see it.
             with contextlib.suppress(OSError):
-                if (self._read() or {}).get("token") == self._token:
-                    self._place.touch(NAME)
+                holder = _holder(self._read())
+                if holder is not None and holder.get("token") != self._token:
+                    self._taken_by = holder
+                    return
+                self._place.touch(NAME)
 
     def release(self) -> None:
         """Safe to call twice, and by one that never got it."""
         _LET_GO.add(self._token)
         self._over.set()
-        if (self._read() or {}).get("token") == self._token:
+        if (_holder(self._read()) or {}).get("token") == self._token:
             with storing(self._place.at(NAME)):
                 self._place.remove(NAME)
 
     def _try(self) -> bool:
+        mine = json.dumps(self._holder).encode()
         with storing(self._place.at(NAME)):
-            if not self._place.create(NAME, json.dumps(self._holder).encode()):
-                if self._stale():
-                    # Two that see the same stale lock may both remove it, but only one can create it.
-                    self._place.remove(NAME)
-                return False
-        return True
+            if self._place.create(NAME, mine):
+                return True
+            found = self._read()
+            return found is not None and self._stale(found) and self._place.exchange(NAME, found, mine)
 
-    def _stale(self) -> bool:
+    def _stale(self, found: bytes) -> bool:
         try:
             age = self._place.age_seconds(NAME)
         except FileNotFoundError:
             return False
-        holder = self._read()
+        holder = _holder(found)
         if holder is None:  # created, but not written yet: its writer may be on its way
             return age > PATIENCE_SECONDS / 3
         if holder.get("token") in _LET_GO:
@@ -97,12 +110,19 @@ class RunLock:
             return not _alive(holder)
         return age > STALE_SECONDS
 
-    def _read(self) -> dict[str, object] | None:
+    def _read(self) -> bytes | None:
         try:
-            content = json.loads(self._place.read(NAME))
-        except (OSError, ValueError):
+            return self._place.read(NAME)
+        except OSError:
             return None
-        return content if isinstance(content, dict) else None
+
+
+def _holder(found: bytes | None) -> dict[str, object] | None:
+    try:
+        content = json.loads(found or b"")
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _alive(holder: dict[str, object]) -> bool:
@@ -111,7 +131,7 @@ def _alive(holder: dict[str, object]) -> bool:
         process = psutil.Process(int(str(holder["pid"])))
         same = abs(process.create_time() - float(str(holder.get("started", 0)))) < 2
         return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, KeyError, ValueError):  # not even a number: nothing of ours wrote it
         return False
     except psutil.AccessDenied:
         return True

@@ -7,6 +7,7 @@ https://arrow.apache.org/docs/python/filesystems.html says.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -74,6 +75,10 @@ class Place(ABC):
         """Make the file unless it is there; whether it was made."""
 
     @abstractmethod
+    def exchange(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replace the file if it still holds `old`; of several that try, one does. Whether it was done."""
+
+    @abstractmethod
     def touch(self, name: str) -> None:
         """Make the file new."""
 
@@ -138,6 +143,20 @@ class LocalFolder(Place):
             return False
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+        return True
+
+    def exchange(self, name: str, old: bytes, new: bytes) -> bool:
+        """Whoever has the file locked (flock), while it is still the one under this name, may replace it."""
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or file.read() != old:
+                    return False
+                (self.path / SCRATCH).mkdir(exist_ok=True)
+                self.write(name, new)
+        except FileNotFoundError:
+            return False
         return True
 
     def touch(self, name: str) -> None:
@@ -217,6 +236,13 @@ class ObjectStore(Place):
         """
         if self._info(name).type != fs.FileType.NotFound:
             return False
+        return self._settle(name, data)
+
+    def exchange(self, name: str, old: bytes, new: bytes) -> bool:
+        """As `create` does: the last that writes has it."""
+        return self.read(name) == old and self._settle(name, new)
+
+    def _settle(self, name: str, data: bytes) -> bool:
         self.write(name, data)
         time.sleep(SETTLE_SECONDS)
         return self.read(name) == data

@@ -426,7 +426,9 @@ def test_an_assembler_that_raises_is_taken_for_lost_since_it_gave_its_bundle_up(
     assert list(executor.poll(0.3)) == []
     assert time.monotonic() - start > 0.2
     executor.execute([StartAssembler()])
-    assert next(iter(executor.poll(60))) == AssemblerJoined("assembler-0")
+    event = next(iter(executor.poll(60)))
+    assert isinstance(event, AssemblerJoined)
+    assert event.assembler == "assembler-0"
     executor._calls[absorb.remote()] = _Call("absorb", "assembler-0", BlockId(0, 0), "worker-1")
     (event,) = executor.poll(60)
     executor.close()

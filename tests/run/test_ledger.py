@@ -9,7 +9,9 @@ import pytest
 
 from jacjobs.errors import FunctionError, IncompleteError, StoppedError, WorkersError
 from jacjobs.planning.geometry import Tiling
-from jacjobs.run.ledger import IN_FLIGHT, TRANSPOSES, Ledger
+from jacjobs.run.ledger import Ledger
+from jacjobs.run.roster import IN_FLIGHT
+from jacjobs.run.transposer import TRANSPOSES
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -79,6 +81,7 @@ class World:
         self.computed = 0
         self.names = 0
         self.steps = 0
+        self.most_workers = 0
         self.orders: list[Transpose] = []
         self.spills: set[int] = set()
         self.found: set[int] = set()
@@ -122,7 +125,8 @@ class World:
             assert self.steps < 200_000, "no end in sight"
             event = self.next_event()
             self.carry_out(self.ledger.handle(event))
-            assert self.ledger.blocks_in_flight <= IN_FLIGHT * max(1, self.ledger.workers)
+            self.most_workers = max(self.most_workers, self.ledger.workers)
+            assert self.ledger.blocks_in_flight <= IN_FLIGHT * self.most_workers
 
     def next_event(self) -> Event:
         choices = [self.born] * bool(self.births) + [self.compute] * any(self.queues.values())
@@ -196,9 +200,9 @@ class World:
 
 
 def play(parts: int, blocks: int, workers: int, seed: int, **chance) -> World:  # type: ignore[no-untyped-def]
-    ledger = Ledger(tiling_of(parts, blocks), range(parts), parts * blocks)
+    ledger = Ledger(tiling_of(parts, blocks), range(parts), parts * blocks, workers=workers)
     world = World(ledger, seed, **chance)
-    world.carry_out(ledger.start(workers, 1))
+    world.carry_out(ledger.start())
     world.run()
     return world
 
@@ -249,12 +253,12 @@ def play_spilling(  # type: ignore[no-untyped-def]
         transposes.setdefault(tiling.part(part).point_start, []).append(part)
     missing = [b for point in transposes for b in tiling.bundles_of(point) if b not in spilled]
     blocks = sum(map(tiling.blocks_in, missing))
-    ledger = Ledger(tiling, missing, blocks, transposes, workers)
+    ledger = Ledger(tiling, missing, blocks, transposes, workers, assemblers)
     world = World(ledger, seed, workers, **chance)
     world.spills |= set(spilled)
     world.found |= set(spilled)
     world.made += set(range(tiling.parts)) - set(wanted)
-    world.carry_out(ledger.start(workers, assemblers))
+    world.carry_out(ledger.start())
     world.run()
     return world
 
@@ -299,7 +303,7 @@ def test_a_killer_block_costs_its_point_and_its_spills_stay() -> None:
 
 def test_a_part_that_is_never_transposed_ends_the_run() -> None:
     ledger = Ledger(spilling(1, 1, 1), [], 0, {0: [0]})
-    ledger.start(1, 1)
+    ledger.start()
     commands = ledger.handle(AssemblerJoined("a"))
     for _ in range(3):
         assert commands == [Transpose("a", 0)]
@@ -345,8 +349,8 @@ def test_a_thousand_workers() -> None:
 
 
 def test_workers_that_never_start_end_the_run() -> None:
-    ledger = Ledger(tiling_of(2, 2), range(2), 4)
-    commands = ledger.start(2, 1)
+    ledger = Ledger(tiling_of(2, 2), range(2), 4, workers=2)
+    commands = ledger.start()
     ledger.handle(AssemblerJoined("a"))
     lost = 0
     while commands and not ledger.finished:
@@ -364,7 +368,7 @@ def test_workers_that_never_start_end_the_run() -> None:
 
 def test_a_function_that_raises_ends_the_run_at_once() -> None:
     ledger = Ledger(tiling_of(2, 2), range(2), 4)
-    ledger.start(1, 1)
+    ledger.start()
     ledger.handle(AssemblerJoined("a"))
     commands = ledger.handle(WorkerJoined("w"))
     error = FunctionError("boom")
@@ -377,7 +381,7 @@ def test_a_function_that_raises_ends_the_run_at_once() -> None:
 def test_a_stop_lets_what_is_on_its_way_arrive() -> None:
     ledger = Ledger(tiling_of(3, 2), range(3), 6)
     world = World(ledger, seed=0)
-    world.carry_out(ledger.start(1, 1))
+    world.carry_out(ledger.start())
     while world.computed < 3:
         world.carry_out(ledger.handle(world.next_event()))
     world.carry_out(ledger.handle(StopRequested()))
@@ -389,6 +393,6 @@ def test_a_stop_lets_what_is_on_its_way_arrive() -> None:
 
 
 def test_nothing_missing_is_complete_at_once() -> None:
-    ledger = Ledger(tiling_of(3, 2), [], 0)
-    assert ledger.start(2, 1) == []
+    ledger = Ledger(tiling_of(3, 2), [], 0, workers=2)
+    assert ledger.start() == []
     assert ledger.state == "complete"

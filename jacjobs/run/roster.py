@@ -1,0 +1,123 @@
+"""The workers that live, and which blocks each has on its way.
+
+A block is on its way from the moment it is handed out until its data is needed no more. A worker has at most
+`IN_FLIGHT` of them. Those that a lost worker left behind are orphans; they count against all: together there
+are never more than `IN_FLIGHT` for each worker that lives, which bounds memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jacjobs.run.messages import BlockId
+
+IN_FLIGHT = 2
+"""Blocks on their way, a worker: one computed while the one before is absorbed."""
+
+
+@dataclass
+class Member:
+    since: float
+    """When it began with the first of the blocks that it computes."""
+    blocks: dict[BlockId, Literal["computing", "absorbing"]] = field(default_factory=dict)
+    bundle: int | None = None
+
+    @property
+    def computing(self) -> list[BlockId]:
+        """In the order in which it computes them."""
+        return [block for block, what in self.blocks.items() if what == "computing"]
+
+
+class Roster:
+    def __init__(self) -> None:
+        self._workers: dict[str, Member] = {}
+        self._free: tuple[dict[str, None], ...] = tuple({} for _ in range(IN_FLIGHT))
+        """Those with room for another block, by how many they have."""
+        self._held = 0
+        """Blocks that count against a worker that lives."""
+        self._orphans: set[tuple[str, BlockId]] = set()
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._workers
+
+    def get(self, name: str) -> Member | None:
+        return self._workers.get(name)
+
+    @property
+    def blocks_in_flight(self) -> int:
+        return self._held + len(self._orphans)
+
+    @property
+    def full(self) -> bool:
+        """Is as much on its way as may be?"""
+        return self.blocks_in_flight >= IN_FLIGHT * len(self._workers)
+
+    def free(self, blocks: int) -> list[str]:
+        """Workers that have so many blocks, and room for another."""
+        return list(self._free[blocks])
+
+    def join(self, name: str, now: float) -> None:
+        self._workers[name] = Member(since=now)
+        self._note_room(name)
+
+    def lose(self, name: str) -> Member | None:
+        """What it had computed stays at hand."""
+        worker = self._workers.pop(name, None)
+        if worker is not None:
+            self._held -= len(worker.blocks)
+            for free in self._free:
+                free.pop(name, None)
+            absorbing = [block for block, what in worker.blocks.items() if what == "absorbing"]
+            self._orphans.update((name, block) for block in absorbing)
+        return worker
+
+    def give(self, name: str, block: BlockId, now: float) -> None:
+        worker = self._workers[name]
+        if not worker.computing:
+            worker.since = now
+        self._free[len(worker.blocks)].pop(name)
+        worker.blocks[block] = "computing"
+        self._held += 1
+        self._note_room(name)
+
+    def computed(self, name: str, block: BlockId, now: float) -> float | None:
+        """Say that the block has come. Returns how long it took, if that can be said."""
+        worker = self._workers[name]
+        seconds = now - worker.since if worker.computing[0] == block else None
+        worker.blocks[block] = "absorbing"
+        worker.since = now
+        return seconds
+
+    def state(self, name: str, block: BlockId) -> Literal["computing", "absorbing"] | None:
+        """Of a block that this worker has or had, as far as its data is still awaited."""
+        if (name, block) in self._orphans:
+            return "absorbing"
+        worker = self._workers.get(name)
+        return worker.blocks.get(block) if worker is not None else None
+
+    def release(self, name: str, block: BlockId) -> None:
+        """The block's data is needed no more: the worker has room."""
+        self._orphans.discard((name, block))
+        worker = self._workers.get(name)
+        if worker is not None and block in worker.blocks:
+            if len(worker.blocks) < IN_FLIGHT:
+                self._free[len(worker.blocks)].pop(name)
+            del worker.blocks[block]
+            self._held -= 1
+            self._note_room(name)
+
+    def overdue(self, now: float, seconds: float) -> Iterator[tuple[str, Member]]:
+        """Those that have been at a block for longer than so."""
+        for name, worker in list(self._workers.items()):
+            if worker.blocks and now - worker.since > seconds and worker.computing:
+                yield name, worker
+
+    def _note_room(self, name: str) -> None:
+        held = len(self._workers[name].blocks)
+        if held < IN_FLIGHT:
+            self._free[held][name] = None
