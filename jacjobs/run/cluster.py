@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -21,10 +22,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+import psutil
 import pyarrow
 import ray
 from numpy.typing import NDArray
 from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jacjobs.errors import DeviceLostError, InputError, JacjobsError, WorkersError
 from jacjobs.planning.choice import Chooser, Resources, Timing
@@ -48,12 +51,14 @@ from jacjobs.run.messages import (
     Event,
     Findings,
     Kill,
+    Ping,
     StartAssembler,
     StartWorker,
     Sweep,
     Transpose,
     Transposed,
     TransposeLost,
+    WorkerAlive,
     WorkerJoined,
     WorkerLost,
     WriteFailed,
@@ -113,8 +118,12 @@ class _WorkerActor:
             payload.unpack(), Plan.model_validate_json(plan), "cuda" if ray.get_gpu_ids() else "cpu"
         )
 
-    def ready(self) -> str:
-        return _here()
+    def ready(self) -> tuple[str, str]:
+        """Its node, and the GPUs that it has."""
+        return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
+
+    def ping(self) -> None:
+        return None
 
     def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, Findings | JacjobsError]:
         """The entries, and apart from them what was noticed: or the error that the user made."""
@@ -154,7 +163,7 @@ class _AssemblerActor:
         self._assembler = Assembler(path, Plan.model_validate_json(plan), metadata)
 
     def ready(self) -> str:
-        return _here()
+        return _node()
 
     def absorb(
         self, block: BlockId, values: NDArray[Any]
@@ -202,10 +211,9 @@ class _CoordinatorActor:
         self._coordinator.stop()
 
 
-def _here() -> str:
-    """The host, the node of the cluster, and the GPUs of this actor."""
-    gpus = "".join(f", GPU {number}" for number in ray.get_gpu_ids())
-    return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}{gpus}"
+def _node() -> str:
+    """The host, and the node of the cluster: tests have several on one host."""
+    return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}"
 
 
 def _worker_options(threads: int, gpus: int) -> dict[str, Any]:
@@ -250,7 +258,7 @@ class RemoteTuner:
         try:
             return ray.get(getattr(self._actor, method).remote(*arguments), timeout=TUNE_TIMEOUT_SECONDS)
         except ray.exceptions.RayError as error:
-            raise WorkersError(f"the worker that was to time chunks is gone: {_short(error)}") from None
+            raise WorkersError(f"the worker that was to time chunks is gone: {_cause(error)}") from None
 
 
 @contextmanager
@@ -269,7 +277,7 @@ def worker_tuner(payload: Payload, cluster: ClusterOptions, placement: Placement
 class _Call:
     """What a reference that is waited for stands for."""
 
-    kind: str  # worker-ready | assembler-ready | compute | absorb | transpose
+    kind: str  # worker-ready | assembler-ready | ping | compute | absorb | transpose
     actor: str
     block: BlockId | None = None
     worker: str = ""
@@ -311,6 +319,8 @@ class RayExecutor:
                 case Absorb(assembler, block, worker):
                     done = self._actors[assembler].absorb.remote(block, self._data[worker, block])
                     self._calls[done] = _Call("absorb", assembler, block, worker)
+                case Ping(worker):
+                    self._calls[self._actors[worker].ping.remote()] = _Call("ping", worker)
                 case Kill(actor):
                     self._end(actor)
                 case Drop(block, worker):
@@ -355,22 +365,28 @@ class RayExecutor:
             return None
         try:
             result = ray.get(ref, timeout=GET_TIMEOUT_SECONDS)
-        except ray.exceptions.RayActorError as error:
-            return self._lose(call, _short(error))
         except ray.exceptions.RayError as error:
-            if isinstance(error, ray.exceptions.RayTaskError) and call.kind == "absorb":
-                return self._lose(call, _short(error))  # it gave up the bundle, with all that was in it
-            if call.kind == "absorb" and call.block is not None:
-                self._data.pop((call.worker, call.block), None)
-                return BlockLost(call.actor, call.block, _short(error))
-            if call.kind == "transpose":
-                return TransposeLost(call.actor, call.part, _short(error))
-            return self._lose(call, _short(error))
+            return self._failed(call, error)
         return self._answer(call, result)
+
+    def _failed(self, call: _Call, error: ray.exceptions.RayError) -> Event:
+        """No answer came. Either what the actor was to work with is gone, or what it did failed, or it died,
+        which Ray reports in many ways.
+        """
+        data_lost = isinstance(_origin(error), ray.exceptions.ObjectLostError)
+        if call.kind == "absorb" and call.block is not None and data_lost:
+            self._data.pop((call.worker, call.block), None)
+            return BlockLost(call.actor, call.block, _cause(error))
+        if call.kind == "transpose" and isinstance(error, ray.exceptions.RayTaskError):
+            return TransposeLost(call.actor, call.part, _cause(error))
+        # An assembler that raised has given up the bundle, with all that was in it: it counts as dead too.
+        return self._lose(call, _cause(error))
 
     def _answer(self, call: _Call, result: Any) -> Event:
         if call.kind == "worker-ready":
-            return WorkerJoined(call.actor, result)
+            return WorkerJoined(call.actor, *result)
+        if call.kind == "ping":
+            return WorkerAlive(call.actor)
         if call.kind == "assembler-ready":
             return AssemblerJoined(call.actor, result)
         if call.kind == "transpose":
@@ -408,10 +424,40 @@ class RayExecutor:
             ray.kill(self._actors.pop(name))
 
 
-def _short(error: BaseException) -> str:
-    """One line of an error that Ray spreads over many: the last says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _origin(error: BaseException) -> BaseException:
+    """What an actor raised, or what kept it from its work."""
+    cause: BaseException = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return cause
+
+
+def _cause(error: BaseException) -> str:
+    """What happened, in one line, of an error that Ray spreads over many."""
+    origin, said = _origin(error), str(error)
+    if isinstance(origin, JacjobsError):
+        return str(origin)
+    if isinstance(origin, ray.exceptions.OutOfMemoryError):
+        full = _MEMORY_FULL.search(said)
+        return f"killed, since the memory of its node was full{f' ({full[1]})' if full else ''}"
+    if isinstance(origin, ray.exceptions.ObjectLostError):
+        return "its data was on a node that is gone"
+    for words, meaning in _MEANINGS.items():
+        if words in said:
+            return meaning
+    raised = _RAISED.findall(said)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return str(raised[-1]) if raised else lines[-1] if lines else type(error).__name__
+
+
+_MEMORY_FULL = re.compile(r"was (\S+ used / \S+) limit")
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception|Exit|Interrupt)\b.*)$", re.MULTILINE)
+_MEANINGS = {
+    "Worker unexpectedly exits": "its process was killed, or crashed",
+    "actor's node was terminated": "its node is gone",
+    "actor's node was preempted": "its node was preempted",
+    "is unavailable": "it cannot be reached",
+    "its owner has died": "the process that started it is gone",
+}
+"""What Ray says of a death, and what that means."""
 
 
 # -- sessions and runs -------------------------------------------------------------------------------------
@@ -447,14 +493,34 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError.about(
             "cluster.address",
-            got=f"{options.address!r} ({_short(error)})",
+            got=f"{options.address!r} ({_cause(error)})",
             expected="local, inline, auto, or the address of a running Ray cluster",
             do="check the address, or start one with `ray start --head`",
         ) from None
+    if options.address == "local":
+        _SERVERS.extend(child for child in psutil.Process().children() if child.name() in SERVERS)
     try:
         yield
     finally:
+        _SERVERS.clear()
         ray.shutdown()
+
+
+SERVERS = ("gcs_server", "raylet")
+_SERVERS: list[psutil.Process] = []
+"""Those of the embedded Ray, as long as there is one."""
+
+
+def _check_servers() -> None:
+    """Raises WorkersError if the embedded Ray is broken. Ray itself would notice after a quarter of a minute,
+    or end this process after a whole one.
+    """
+    for server in _SERVERS:
+        if not server.is_running() or server.status() == psutil.STATUS_ZOMBIE:
+            raise WorkersError(
+                f"the Ray that this process started is gone ({server.name()} was killed, or crashed); "
+                "`jacjobs resume` goes on"
+            )
 
 
 def _knock(address: str) -> None:
@@ -469,9 +535,17 @@ class RayRun:
 
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
         where = hashlib.sha256(path.encode()).hexdigest()[:8]
+        # Beside this process, without which it ends anyway: no other node that is lost takes it along.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._coordinator = (
             ray.remote(_CoordinatorActor)
-            .options(num_cpus=0, max_restarts=0, max_concurrency=4, name=f"jacjobs-{record.run}-{where}")
+            .options(
+                num_cpus=0,
+                max_restarts=0,
+                max_concurrency=4,
+                name=f"jacjobs-{record.run}-{where}",
+                scheduling_strategy=here,
+            )
             .remote(record, path, payload, placement)
         )
         self._result = self._coordinator.run.remote()
@@ -479,11 +553,11 @@ class RayRun:
     def result(self) -> Manifest:
         """Wait for the end. Raises what `Coordinator.run` raises."""
         while not ray.wait([self._result], timeout=0.2)[0]:
-            pass
+            _check_servers()
         try:
             result: Manifest | JacjobsError = ray.get(self._result, timeout=GET_TIMEOUT_SECONDS)
         except ray.exceptions.RayError as error:
-            raise WorkersError(f"the coordinator died ({_short(error)}); `jacjobs resume` goes on") from None
+            raise WorkersError(f"the coordinator died ({_cause(error)}); `jacjobs resume` goes on") from None
         finally:
             ray.kill(self._coordinator)
         if isinstance(result, JacjobsError):

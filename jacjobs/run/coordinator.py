@@ -19,6 +19,7 @@ from jacjobs.run.journal import Journal
 from jacjobs.run.ledger import Ledger, State
 from jacjobs.run.messages import StopRequested, Tick
 from jacjobs.run.patience import Patience
+from jacjobs.run.remaining import remaining
 from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
@@ -125,22 +126,16 @@ class Coordinator:
         tiling = self._plan.tiling
         there = set(self._folder.part_names())
         Parts(self._folder, self._record, before).check(there)
-        missing = [i for i in range(tiling.parts) if part_name(tiling.part(i)) not in there]
-        transposes: dict[int, list[int]] = {}
-        if not tiling.spills:
-            bundles = missing
-        else:
-            for part in missing:
-                transposes.setdefault(tiling.part(part).point_start, []).append(part)
-            done = spilled(self._folder.place)
-            bundles = [b for p in transposes for b in tiling.bundles_of(p) if tiling.bundle(b) not in done]
-        self._entries_total = sum(tiling.bundle(i).entries for i in bundles)
-        blocks = sum(tiling.blocks_in(i) for i in bundles)
+        done = spilled(self._folder.place) if tiling.spills else set()
+        left = remaining(
+            tiling, lambda part: part_name(tiling.part(part)) in there, lambda b: tiling.bundle(b) in done
+        )
+        self._entries_total = left.entries
         patience = Patience(
             self._plan.block_timeout,
             self._plan.seconds * self._plan.resources.workers / max(1, tiling.blocks),
         )
-        return Ledger(tiling, bundles, blocks, transposes, self._workers, self._assemblers, patience)
+        return Ledger(tiling, left, self._workers, self._assemblers, patience)
 
     def _drive(self, ledger: Ledger, journal: Journal, lock: RunLock) -> None:
         commands = ledger.start()

@@ -25,8 +25,8 @@ class History:
     def work(self) -> tuple[Work, ...]:
         return tuple(work.model_copy() for work in list(self._work.values()))
 
-    def joined(self, worker: str, where: str) -> None:
-        self._work[worker] = Work(name=worker, where=where, joined=round(self.seconds, 3))
+    def joined(self, worker: str, where: str, device: str) -> None:
+        self._work[worker] = Work(name=worker, where=where, device=device, joined=round(self.seconds, 3))
 
     def computed(self, worker: str, seconds: float) -> None:
         work = self._work[worker]

@@ -30,6 +30,7 @@ from jacjobs.run.messages import (
     Drop,
     Event,
     Kill,
+    Ping,
     StartAssembler,
     StartWorker,
     Sweep,
@@ -86,7 +87,7 @@ class InlineExecutor:
                 except JacjobsError as error:
                     return WriteFailed(error)
                 return BlockAbsorbed(assembler, block, committed)
-            case Kill():  # it would be this process; its user can interrupt it
+            case Kill() | Ping():  # it would be this process; its user can interrupt it
                 pass
             case Drop(block):
                 self._data.pop(block, None)

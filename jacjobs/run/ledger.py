@@ -15,7 +15,9 @@ of one that is gone, or said twice, or late, is not believed.
 
 A worker that dies takes the answers along that it was about to send, so of two blocks either may have killed
 it. Both become suspects, and a suspect is computed with no other block on the worker: only a death alone
-with a block counts against the block.
+with a block counts against the block. And since it may have been its node that died, with all its workers,
+the others there are asked for a sign of life before they get a block: else one would pass from one dead worker
+to the next.
 
 At the end of a run, when a worker has nothing to do, it also gets the block of one that is late; the first
 result counts. One that is so late that it must be hung is killed, and its block counts as its killer.
@@ -26,7 +28,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,17 +51,20 @@ from jacjobs.run.messages import (
     Event,
     Findings,
     Kill,
+    Ping,
     StartAssembler,
     StartWorker,
     StopRequested,
     Tick,
     Transposed,
     TransposeLost,
+    WorkerAlive,
     WorkerJoined,
     WorkerLost,
     WriteFailed,
 )
 from jacjobs.run.patience import Patience
+from jacjobs.run.remaining import Remaining
 from jacjobs.run.roster import IN_FLIGHT, Member, Roster
 from jacjobs.run.transposer import Transposer
 from jacjobs.store.writer import PartRecord
@@ -73,6 +78,8 @@ QUARANTINES_TO_GIVE_UP = 3
 LOSSES_TO_GIVE_UP = 3
 """So many losses in a row that no block explains, for each worker wanted: they cannot live here. Before the
 first has joined, so many in all: they cannot start here."""
+DOUBT_SECONDS = 60.0
+"""A worker that was asked for a sign of life and gives none for so long is gone."""
 SILENCE_SECONDS = 900.0
 """An assembler that has something to do and says nothing for so long is hung."""
 BLOCKS_NAMED = 5
@@ -85,6 +92,7 @@ State = Literal["running", "stopping", "complete", "incomplete", "failed", "stop
 
 @dataclass
 class _Assembler:
+    where: str
     heard: float
     """When it last answered, or was asked."""
     bundles: set[int] = field(default_factory=set)
@@ -132,25 +140,21 @@ class Ledger:
     def __init__(
         self,
         tiling: Tiling,
-        missing: Iterable[int],
-        blocks: int,
-        transposes: Mapping[int, Collection[int]] | None = None,
+        left: Remaining,
         workers: int = 1,
         assemblers: int = 1,
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """What there is to do.
-
-        missing:     the bundles to make; `blocks` is how many blocks they have together.
-        transposes:  where bundles are spills: the parts to make of each point that lacks any.
+        """
+        left:       what there is to do.
         workers, assemblers:  how many are wanted.
-        patience:    how long to wait for a block.
-        clock:       seconds, from any beginning.
+        patience:   how long to wait for a block.
+        clock:      seconds, from any beginning.
         """
         self.state: State = "running"
         self.error: JacjobsError | None = None
-        self.blocks_total = blocks
+        self.blocks_total = left.blocks
         self.blocks_done = 0
         self.entries_done = 0
         self.committed: list[PartRecord] = []
@@ -166,8 +170,8 @@ class Ledger:
         self._clock = clock
         self._patience = patience or Patience()
         self._tiling = tiling
-        self._pending = deque(missing)
-        self._transposer = Transposer(tiling, self._pending, transposes or {}, workers)
+        self._pending = deque(left.bundles)
+        self._transposer = Transposer(tiling, left.bundles, left.transposes, workers)
         self._wanted = {"worker": workers, "assembler": assemblers}
         self._losses = {"worker": _Losses(), "assembler": _Losses()}
         self._roster = Roster()
@@ -231,20 +235,22 @@ class Ledger:
         match event:
             case Tick():
                 return self._look_at_the_clock()
-            case WorkerJoined(worker, where):
-                self._join_worker(worker, where)
+            case WorkerJoined():
+                self._join_worker(event)
+            case WorkerAlive(worker):
+                self._roster.trust(worker)
             case WorkerLost(worker, cause):
                 return self._lose_worker(worker, cause)
             case BlockComputed(worker, block, findings):
                 return self._take_in(worker, block, findings)
             case BlockRaised(_, error) | WriteFailed(error):
                 self._fail(error)
-            case AssemblerJoined(assembler):
-                return self._join_assembler(assembler)
+            case AssemblerJoined(assembler, where):
+                return self._join_assembler(assembler, where)
             case AssemblerLost(assembler, cause):
                 return self._lose_assembler(assembler, cause)
             case BlockAbsorbed():
-                self._absorbed(event)
+                return self._absorbed(event)
             case BlockLost(assembler, block, cause):
                 return self._lose_block(assembler, block, cause)
             case Transposed():
@@ -269,10 +275,13 @@ class Ledger:
                 bundle = self._bundle_for(worker)
                 if bundle is None or self._roster.full:
                     break
-                if self._may_share(worker, BlockId(bundle, self._open[bundle].upcoming())):
+                upcoming = BlockId(bundle, self._open[bundle].upcoming())
+                if self._may_share(worker, upcoming):
                     block = BlockId(bundle, self._open[bundle].take())
                     self._note_work(bundle)
                     commands.append(self._give(name, block))
+                elif depth and upcoming in self._suspects and bundle != worker.bundle:
+                    break  # nobody who has a block may take it
         return commands
 
     def _bundle_for(self, worker: Member) -> int | None:
@@ -296,9 +305,11 @@ class Ledger:
         return self._transposer.may_begin(self._pending[0])
 
     def _may_share(self, worker: Member, block: BlockId) -> bool:
-        """A suspect is alone on its worker, whether it comes first or second."""
+        """A suspect is alone on its worker, whether it comes first or second. A worker that was late with a
+        block, and still is at it, does not get it again.
+        """
         computing = worker.computing
-        return not computing or self._suspects.isdisjoint((*computing, block))
+        return not computing or (block not in computing and self._suspects.isdisjoint((*computing, block)))
 
     def _give(self, name: str, block: BlockId) -> Compute:
         self._roster.give(name, block, self._clock())
@@ -324,6 +335,7 @@ class Ledger:
         state = self._roster.state(name, block)
         if state == "absorbing":
             return []  # said twice, and its data is on its way
+        self._roster.trust(name)
         if state == "computing":
             seconds = self._roster.computed(name, block, self._clock())
             if seconds is not None:
@@ -357,15 +369,21 @@ class Ledger:
         self._assemblers[assembler].heard = self._clock()
         return Absorb(assembler, block, worker)
 
-    def _absorbed(self, event: BlockAbsorbed) -> None:
+    def _absorbed(self, event: BlockAbsorbed) -> list[Command]:
         block = event.block
         bundle = self._open.get(block.bundle)
         if bundle is None or bundle.assembler != event.assembler or block.position not in bundle.absorbing:
-            return
-        self._roster.release(bundle.absorbing.pop(block.position), block)
-        bundle.absorbed.add(block.position)
-        self.blocks_done += 1
-        self.entries_done += self._tiling.block(*block).entries
+            return []
+        # What is committed holds all its blocks, though of some nobody has said yet that they were taken in.
+        positions = [block.position] if event.committed is None else list(bundle.absorbing)
+        drops: list[Command] = []
+        for position in positions:
+            taken, worker = BlockId(block.bundle, position), bundle.absorbing.pop(position)
+            self._roster.release(worker, taken)
+            drops += [Drop(taken, worker)] if taken != block else []
+            bundle.absorbed.add(position)
+            self.blocks_done += 1
+            self.entries_done += self._tiling.block(*taken).entries
         self._progress(event.assembler)
         if event.committed is not None:
             self._close(block.bundle)
@@ -373,6 +391,7 @@ class Ledger:
             self.committed.append(event.committed)
         elif event.committed is not None:
             self._transposer.spilled(block.bundle)
+        return drops
 
     def _progress(self, assembler: str) -> None:
         self._assemblers[assembler].heard = self._clock()
@@ -396,18 +415,18 @@ class Ledger:
 
     # -- coming and going ----------------------------------------------------------------------------------
 
-    def _join_worker(self, name: str, where: str) -> None:
-        if name in self._roster or name in self._gone:
+    def _join_worker(self, event: WorkerJoined) -> None:
+        if event.worker in self._roster or event.worker in self._gone:
             return
         self._losses["worker"].joined = True
-        self._roster.join(name, self._clock())
-        self.history.joined(name, where)
+        self._roster.join(event.worker, event.where, self._clock())
+        self.history.joined(event.worker, event.where, event.device)
 
-    def _join_assembler(self, name: str) -> list[Command]:
+    def _join_assembler(self, name: str, where: str) -> list[Command]:
         if name in self._assemblers or name in self._gone:
             return []
         self._losses["assembler"].joined = True
-        self._assemblers[name] = _Assembler(heard=self._clock())
+        self._assemblers[name] = _Assembler(where, heard=self._clock())
         return self._adopt_orphans()
 
     def _lose_worker(self, name: str, cause: str, guilty: BlockId | None = None) -> list[Command]:
@@ -419,19 +438,24 @@ class Ledger:
         computing = worker.computing if worker is not None else []
         self.history.left(name)
         self.history.failed(name, cause, [str(self._tiling.block(*block)) for block in computing])
-        wanted = [block for block in computing if self._take_back(name, block)]
-        suspects = [block for block in wanted if guilty in (None, block)]
+        again = [block for block in computing if self._take_back(name, block)]
+        suspects = [block for block in again if guilty in (None, block)]
         self._suspects.update(suspects)
+        commands = self._ask_for_life(worker.where if worker is not None else "")
         if not computing:
-            return self._replace("worker", cause)
-        commands: list[Command] = []
+            return commands + self._replace("worker", cause)
         if len(computing) == 1 or guilty is not None:
             for block in suspects:
                 commands += self._blame(block, cause)
         return [*commands, StartWorker()] if self.state == "running" else commands
 
+    def _ask_for_life(self, where: str) -> list[Command]:
+        """Of the idle workers of a node that has lost somebody. Those at work will be heard of."""
+        idle = self._roster.idle_at(where) if where else []
+        return [Ping(name) for name in idle if self._roster.doubt(name, self._clock())]
+
     def _take_back(self, name: str, block: BlockId) -> bool:
-        """The worker will not compute it. Was it to? If nobody else does, somebody must."""
+        """The worker will not compute it. Must it be computed again? Not if another worker is at it."""
         bundle = self._open.get(block.bundle)
         names = bundle.computing.get(block.position, ()) if bundle is not None else ()
         if bundle is None or name not in names:
@@ -439,9 +463,9 @@ class Ledger:
         others = tuple(other for other in names if other != name)
         if others:
             bundle.computing[block.position] = others
-        else:
-            del bundle.computing[block.position]
-            self._again(block)
+            return False
+        del bundle.computing[block.position]
+        self._again(block)
         return True
 
     def _lose_assembler(self, name: str, cause: str) -> list[Command]:
@@ -462,7 +486,8 @@ class Ledger:
             bundle.absorbed.clear()
             bundle.assembler = None
         self._transposer.lose_assembler(name)
-        return self._replace("assembler", cause) + self._adopt_orphans()
+        commands = self._ask_for_life(assembler.where if assembler is not None else "")
+        return commands + self._replace("assembler", cause) + self._adopt_orphans()
 
     def _lose_block(self, assembler: str, block: BlockId, cause: str) -> list[Command]:
         bundle = self._open.get(block.bundle)
@@ -521,11 +546,10 @@ class Ledger:
             return []
         self._transposer.give_up(block.bundle)
         bundle = self._open[block.bundle]
+        commands: list[Command] = []
         for index, worker in (*bundle.absorbing.items(), *bundle.held.items()):
             self._roster.release(worker, BlockId(block.bundle, index))
-        commands: list[Command] = [
-            Drop(BlockId(block.bundle, i), worker) for i, worker in bundle.held.items()
-        ]
+            commands.append(Drop(BlockId(block.bundle, index), worker))
         if bundle.assembler is not None:
             commands.append(Abandon(bundle.assembler, block.bundle))
         self._close(block.bundle)
@@ -546,6 +570,9 @@ class Ledger:
             block = worker.computing[0]
             cause = f"{self._tiling.block(*block)} was not there after {now - worker.since:,.0f} s"
             commands += [Kill(name), *self._lose_worker(name, cause, guilty=block)]
+        for name in self._roster.doubted(now, DOUBT_SECONDS):
+            cause = f"no sign of life for {DOUBT_SECONDS:.0f} s"
+            commands += [Kill(name), *self._lose_worker(name, cause)]
         for name, assembler in list(self._assemblers.items()):
             if now - assembler.heard > SILENCE_SECONDS and self._is_asked(name, assembler):
                 cause = f"no answer for {now - assembler.heard:,.0f} s"

@@ -19,10 +19,18 @@ class BlockId(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerJoined:
-    """`where`: its host, and its device."""
+    """`where`: its node, whose workers may all go at once. `device`: the GPUs that it has."""
 
     worker: str
     where: str = ""
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class WorkerAlive:
+    """The answer to `Ping`."""
+
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +142,7 @@ class Tick:
 
 Event = (
     WorkerJoined
+    | WorkerAlive
     | WorkerLost
     | BlockComputed
     | BlockRaised
@@ -160,6 +169,13 @@ class StartWorker:
 @dataclass(frozen=True)
 class StartAssembler:
     pass
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Ask a worker for a sign of life."""
+
+    worker: str
 
 
 @dataclass(frozen=True)
@@ -216,4 +232,4 @@ class Sweep:
     point: int
 
 
-Command = StartWorker | StartAssembler | Kill | Compute | Absorb | Drop | Abandon | Transpose | Sweep
+Command = StartWorker | StartAssembler | Ping | Kill | Compute | Absorb | Drop | Abandon | Transpose | Sweep

@@ -3,6 +3,9 @@
 A block is on its way from the moment it is handed out until its data is needed no more. A worker has at most
 `IN_FLIGHT` of them. Those that a lost worker left behind are orphans; they count against all: together there
 are never more than `IN_FLIGHT` for each worker that lives, which bounds memory.
+
+A worker that may be gone with its node, unnoticed since nothing was asked of it, is in doubt: it gets no
+block until it shows life.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ IN_FLIGHT = 2
 class Member:
     since: float
     """When it began with the first of the blocks that it computes."""
+    where: str = ""
+    doubted_since: float | None = None
     blocks: dict[BlockId, Literal["computing", "absorbing"]] = field(default_factory=dict)
     bundle: int | None = None
 
@@ -61,9 +66,37 @@ class Roster:
         """Workers that have so many blocks, and room for another."""
         return list(self._free[blocks])
 
-    def join(self, name: str, now: float) -> None:
-        self._workers[name] = Member(since=now)
+    def join(self, name: str, where: str, now: float) -> None:
+        self._workers[name] = Member(since=now, where=where)
         self._note_room(name)
+
+    def idle_at(self, where: str) -> list[str]:
+        """Those on that node that are not computing."""
+        return [name for name, w in self._workers.items() if w.where == where and not w.computing]
+
+    def doubt(self, name: str, now: float) -> bool:
+        """Whether nobody had doubts before."""
+        worker = self._workers[name]
+        if worker.doubted_since is not None:
+            return False
+        worker.doubted_since = now
+        for free in self._free:
+            free.pop(name, None)
+        return True
+
+    def trust(self, name: str) -> None:
+        """It has shown life."""
+        if name in self._workers:
+            self._workers[name].doubted_since = None
+            self._note_room(name)
+
+    def doubted(self, now: float, seconds: float) -> list[str]:
+        """Those that have shown no life for longer than so."""
+        return [
+            name
+            for name, worker in self._workers.items()
+            if worker.doubted_since is not None and now - worker.doubted_since > seconds
+        ]
 
     def lose(self, name: str) -> Member | None:
         """What it had computed stays at hand."""
@@ -106,7 +139,7 @@ class Roster:
         worker = self._workers.get(name)
         if worker is not None and block in worker.blocks:
             if len(worker.blocks) < IN_FLIGHT:
-                self._free[len(worker.blocks)].pop(name)
+                self._free[len(worker.blocks)].pop(name, None)
             del worker.blocks[block]
             self._held -= 1
             self._note_room(name)
@@ -118,6 +151,6 @@ class Roster:
                 yield name, worker
 
     def _note_room(self, name: str) -> None:
-        held = len(self._workers[name].blocks)
-        if held < IN_FLIGHT:
-            self._free[held][name] = None
+        worker = self._workers[name]
+        if len(worker.blocks) < IN_FLIGHT and worker.doubted_since is None:
+            self._free[len(worker.blocks)][name] = None

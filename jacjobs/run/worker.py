@@ -97,7 +97,7 @@ class Worker:
 
     def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
         plan = self._plan
-        said = str(error).partition("\n")[0]
+        said = str(error).partition("\n")[0] or type(error).__name__
         return DeviceMemoryError(
             f"{what} does not fit the memory of {plan.resources.device.name}: predicted were "
             f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
@@ -142,8 +142,9 @@ class Worker:
         count = int(bad.sum())
         if count and self._plan.nonfinite == "error":
             point, row, column = np.argwhere(bad)[0]
+            entries = "1 entry that is" if count == 1 else f"{count:,} entries that are"
             raise NonFiniteError(
-                f"the Jacobian has {count:,} entries that are NaN or infinite in {rectangle}, the first at "
+                f"the Jacobian has {entries} NaN or infinite in {rectangle}, the first at "
                 f"point {rectangle.point_start + point}, row {rectangle.row_start + row}, "
                 f"column {rectangle.column_start + column}; mend the function there{self._too_narrow}, "
                 "or --set compute.nonfinite=warn"

@@ -33,6 +33,7 @@ class Work(BaseModel):
 
     name: str
     where: str
+    device: str = ""
     joined: float
     left: float | None = None
     blocks: int = 0
