@@ -92,6 +92,18 @@ def plan_job(job: Job, device: str | None = None) -> Plan:
     return _draft(job, device).plan()
 
 
+def plan_of(path: str | Path) -> Plan:
+    """The plan that the run at `path` began with. Runs no code of its job.
+
+    Raises InputError where there is no run, or another version's.
+    """
+    folder = RunFolder(path)
+    folder.require_run()
+    record = folder.record()
+    _check_plan(folder, record)
+    return Plan.model_validate(record.plan)
+
+
 def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
     """Measure memory and speed over strategies and chunks in this process, for about so long.
 
@@ -456,9 +468,21 @@ def _result_options(job: Job) -> dict[str, Any]:
 
 def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
     """(what, what the run has, what the job has) for everything that makes them different runs."""
-    had = {**record.fingerprint, **record.options}
-    has = {**fingerprint(job.problem), **_result_options(job)}
+    had = {**record.fingerprint, **record.options, **_that_compute(record.versions)}
+    has = {**fingerprint(job.problem), **_result_options(job), **_that_compute(_versions())}
     return [(what, str(had.get(what)), str(has.get(what))) for what in _unlike(had, has)]
+
+
+def _that_compute(versions: dict[str, str]) -> dict[str, str]:
+    """The versions of what decides the last bits of J."""
+    return {f"version of {name}": versions.get(name, "unknown") for name in ("torch", "jacjobs")}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jacjobs", "torch", "pyarrow", "ray")},
+    }
 
 
 def _unlike(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
@@ -476,7 +500,7 @@ def _check_plan(folder: RunFolder, record: RunRecord) -> None:
             folder.uri,
             got=f"a run of jacjobs {version}, whose plan has no {missing}",
             expected="one of this version",
-            do="finish it with that version, or --set output.overwrite=true to begin again",
+            do="finish it with that version, or --force-new to begin again",
         ) from None
 
 
@@ -505,10 +529,7 @@ def _new_record(job: Job, plan: Plan) -> RunRecord:
         run=run,
         name=job.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("jacjobs", "torch", "pyarrow", "ray")},
-        },
+        versions=_versions(),
         shape=plan.shape,
         layout=plan.layout,
         stripe=plan.stripe,

@@ -41,8 +41,8 @@ class RunDiffersError(InputError):
         """`differences` holds (what, what the run has, what this job has)."""
         rows = [f"  {what}: the run has {had}, this job has {has}" for what, had, has in differences]
         head = (
-            f"{path} holds a run of a different job; choose another --out, "
-            "or --set output.overwrite=true to replace it. What differs:"
+            f"{path} holds a run of a different job; choose another path (--out), or replace the run "
+            "(--force-new; overwrite=True in Python). What differs:"
         )
         return cls("\n".join([head, *rows]))
 

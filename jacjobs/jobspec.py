@@ -1,4 +1,8 @@
-"""The job file: YAML, validated, every unknown key refused with the nearest known one."""
+"""The job file: plain YAML, validated, every unknown key refused with the nearest known one.
+
+Plain: mappings, lists, text, numbers, true, false and null. A tag that would make anything else is refused:
+no job file makes Python objects, and what it holds comes back from the run's plan.json as it was.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jacjobs.errors import InputError, JacjobsError
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.problem import Problem, function_error
+
+JOB_BYTES = 1 << 20
+VALUES, LEVELS = 10_000, 50
+"""Of a job file, at most: its size; how many values it has, those of an anchor counted wherever it is named;
+how deep they are nested. More is data, which belongs into a file that the problem reads.
+"""
+PLAIN = {
+    "str": "text that UTF-8 can hold",
+    "int": "a number of at most 64 bits",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+}
+"""Scalars by YAML's names for them, and what they must be."""
+NUMBER_DIGITS = 400
+SHOWN = 200
+"""Characters of a wrong value, in an error."""
 
 
 class JobSpec(BaseModel):
@@ -37,20 +58,11 @@ class JobSpec(BaseModel):
 
 def read_job(path: Path, overrides: list[str]) -> JobSpec:
     """The job file at `path`, with `key.key=value` overrides (the value in YAML)."""
-    if not path.is_file():
-        raise InputError.about(
-            f"job file {path}",
-            got="a folder" if path.is_dir() else "no such file",
-            expected="a YAML file",
-            do="check the path",
-        )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"job file {path} is not YAML: {' '.join(str(error).split())}") from None
+    where = f"job file {path}"
+    content = _parsed(_text(path, where), where)
     if not isinstance(content, dict):
         raise InputError.about(
-            f"job file {path}", got=type(content).__name__, expected="a mapping with name, problem, output"
+            where, got=type(content).__name__, expected="a mapping with name, problem, output"
         )
     for override in overrides:
         _override(content, override)
@@ -65,58 +77,207 @@ def parse_job(content: dict[str, Any], source: str) -> JobSpec:
         raise InputError(f"{source}: {_sentence(error)}") from None
 
 
+def _text(path: Path, where: str) -> str:
+    try:
+        if not path.is_file():
+            raise InputError.about(
+                where,
+                got="a folder" if path.is_dir() else "no such file",
+                expected="a YAML file",
+                do="check the path",
+            )
+        with path.open("rb") as file:
+            raw = file.read(JOB_BYTES + 1)
+    except OSError as error:
+        raise InputError.about(where, got=error.strerror, expected="a file that can be read") from None
+    if len(raw) > JOB_BYTES:
+        raise InputError.about(
+            where,
+            got=f"more than {JOB_BYTES:,} bytes",
+            expected="less",
+            do="keep data in a file that the problem reads",
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not YAML: {error}") from None
+
+
 def _override(content: dict[str, Any], override: str) -> None:
     keys, equals, text = override.partition("=")
     if not equals or not keys:
-        raise InputError.about("--set", got=repr(override), expected="key=value, such as compute.chunk=64")
+        raise InputError.about("--set", got=_shown(override), expected="key=value, such as compute.chunk=64")
     *path, last = keys.split(".")
+    if len(path) >= LEVELS or not _encodes(keys):
+        raise InputError.about("--set", got=_shown(keys), expected=f"at most {LEVELS} keys, in UTF-8")
     place = content
     for key in path:
         place = place.setdefault(key, {})
         if not isinstance(place, dict):
-            raise InputError.about(f"--set {override}", got=f"{key}, which is a value", expected="a section")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError.about("--set", got=repr(override), expected="a value in YAML") from None
+            raise InputError.about(
+                f"--set {_shown(override)}", got=f"{key!r}, which is a value", expected="a section"
+            )
+    place[last] = _parsed(text, f"--set {_shown(override)}")
 
 
 def _sentence(error: ValidationError) -> str:
     """The first of pydantic's complaints, as got / expected / what to do."""
-    first = error.errors()[0]
-    place = [str(key) for key in first["loc"] if not _is_type_tag(str(key))]
+    complaints = error.errors(include_url=False)
+    first = complaints[0]
+    place, known = _place(first["loc"])
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"unknown key {where!r}; {hint}"
+        return f"unknown key {_shown(where)}; {hint}"
     if first["type"] == "missing":
         return f"{where!r} is missing; add it"
     # A union complains once a member; together they say what would do.
     wanted = dict.fromkeys(
-        e["msg"].removeprefix("Input should be ") for e in error.errors() if _same_place(e["loc"], place)
+        e["msg"].removeprefix("Input should be ") for e in complaints if _place(e["loc"])[0] == place
     )
-    return f"{where}: got {first['input']!r}, expected {' or '.join(wanted)}"
+    return f"{where}: got {_shown(first['input'])}, expected {' or '.join(wanted)}"
 
 
-def _same_place(location: tuple[int | str, ...], place: list[str]) -> bool:
-    return [str(key) for key in location if not _is_type_tag(str(key))] == place
+def _place(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The keys down to the one that is complained about, and the keys that there are beside it.
 
-
-def _is_type_tag(key: str) -> bool:
-    """pydantic puts the members of a union into the path: literal['auto'], constrained-int, function-…"""
-    return key.startswith(("literal[", "constrained-", "int", "function-"))
-
-
-def _known_keys(path: list[str]) -> list[str]:
+    pydantic adds, behind a key, which member of a union complains, or where in the value.
+    """
+    place: list[str] = []
     model: type[BaseModel] = JobSpec
-    for key in path:
-        annotation = model.model_fields[key].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        model = annotation
-    return list(model.model_fields)
+    for key in location:
+        place.append(str(key))
+        field = model.model_fields.get(place[-1])
+        section = None if field is None else field.annotation
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            break
+        model = section
+    return place, list(model.model_fields)
+
+
+def _shown(value: object) -> str:
+    """A value, as an error says it: not all of it, if it is long."""
+    said = repr(value)
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
+
+
+def _encodes(text: str) -> bool:
+    """Is there no half of a surrogate pair in it, which no file could hold?"""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+# -- YAML ----------------------------------------------------------------------------------------------------
+
+
+def _parsed(text: str, where: str) -> Any:
+    """What the text says. Raises InputError where it is not YAML, not plain, or more than a job file's."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.plain(node)
+    except _UnfitError as unfit:
+        line = unfit.node.start_mark.line + 1
+        raise InputError.about(
+            f"{where}, line {line}", got=unfit.got, expected=unfit.expected, do=unfit.do
+        ) from None
+    # The last two: PyYAML lets escapes of no character, and numbers in directives, through to Python.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+
+
+class _UnfitError(Exception):
+    """Correct YAML, and nothing for a job file."""
+
+    def __init__(self, node: yaml.Node, got: str, expected: str, do: str | None = None) -> None:
+        super().__init__(got)
+        self.node, self.got, self.expected, self.do = node, got, expected, do
+
+
+class _Loader(yaml.SafeLoader):
+    """`plain` makes what a node says. What an anchor names is made anew wherever it is named, so that an
+    override of one changes no other; `VALUES` and `LEVELS` bound what anchors can be made to do.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._composed, self._level, self._made = 0, 0, 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._composed += 1
+        self._level += 1
+        if parent is not None:
+            self._check(parent, self._composed, self._level)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def plain(self, node: yaml.Node, level: int = 1) -> Any:
+        self._made += 1
+        self._check(node, self._made, level)
+        match node:
+            case yaml.ScalarNode():
+                return self._scalar(node)
+            case yaml.SequenceNode(tag="tag:yaml.org,2002:seq"):
+                return [self.plain(child, level + 1) for child in node.value]
+            case yaml.MappingNode(tag="tag:yaml.org,2002:map"):
+                return self._mapping(node, level)
+        raise _tagged(node)
+
+    def _check(self, node: yaml.Node, values: int, level: int) -> None:
+        if values > VALUES:
+            got, expected = f"more than {VALUES:,} values", "fewer, anchors counted in full"
+        elif level > LEVELS:
+            got, expected = f"values nested more than {LEVELS} deep", "fewer levels"
+        else:
+            return
+        raise _UnfitError(node, got, expected, "keep data in a file that the problem reads")
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind not in PLAIN:
+            raise _tagged(node)
+        wrong = _UnfitError(node, _shown(node.value), PLAIN[kind], "quote it if it is text")
+        if kind in ("int", "float") and len(node.value) > NUMBER_DIGITS:
+            raise wrong  # before Python takes its time for it
+        try:
+            value = self.construct_object(node)
+        except (ValueError, LookupError, OverflowError):
+            raise wrong from None
+        if (kind == "str" and not _encodes(value)) or (kind == "int" and not -(2**63) <= value < 2**64):
+            raise wrong
+        return value
+
+    def _mapping(self, node: yaml.MappingNode, level: int) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.tag == "tag:yaml.org,2002:merge" and not merged:
+                merged = self._merged(value, level)
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                raise _UnfitError(key, f"the key {_shown(key.value)}", "text as a key", "quote it")
+            name = self._scalar(key)
+            if name in made:
+                raise _UnfitError(key, f"{_shown(name)} once more", "each key once", "remove one of them")
+            made[name] = self.plain(value, level + 1)
+        return {**merged, **made}
+
+    def _merged(self, node: yaml.Node, level: int) -> dict[str, Any]:
+        """`<<: *anchor`, or a list of anchors, of which the first that has a key gives it."""
+        made: dict[str, Any] = {}
+        for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(source, yaml.MappingNode):
+                raise _UnfitError(source, "<< with something else", "<< with a mapping")
+            made |= self.plain(source, level + 1)
+        return made
+
+
+def _tagged(node: yaml.Node) -> _UnfitError:
+    got = f"a value tagged {_shown(node.tag.removeprefix('tag:yaml.org,2002:'))}"
+    if isinstance(node, yaml.ScalarNode):
+        got = f"{_shown(node.value)}, {got}"
+    return _UnfitError(node, got, "plain text, numbers, lists and mappings", "quote it, or drop the tag")
 
 
 # -- the problem that a job names --------------------------------------------------------------------------

@@ -28,6 +28,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+JobOrRun = Annotated[
+    str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or the folder of a run or its URI.")
+]
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its URI.")]
 Set = Annotated[
@@ -46,17 +49,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 @app.command()
 def submit(
-    job: JobFile, overrides: Set = None, out: Out = None, address: Address = None, memory: Memory = None
+    job: JobFile,
+    overrides: Set = None,
+    out: Out = None,
+    address: Address = None,
+    memory: Memory = None,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Replace the run of a different job that is there.")
+    ] = False,
 ) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest."""
     from jacjobs.api import submit_job
 
-    _follow(submit_job(_job(job, overrides, out, address, memory)))
+    settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
+    _follow(submit_job(_job(job, settings, out, address, memory)))
 
 
 @app.command()
 def plan(
-    job: JobFile,
+    job: JobOrRun,
     overrides: Set = None,
     out: Out = None,
     address: Address = None,
@@ -66,10 +77,16 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a job would do: size, strategies compared, memory, time, disk. Starts and writes nothing."""
-    from jacjobs.api import plan_job
+    """Show what a job would do: size, strategies compared, memory, time, disk. Starts and writes nothing.
 
-    made = plan_job(_job(job, overrides, out, address, memory), device)
+    Of a run: what it began with. Then no code of the job is run either.
+    """
+    from jacjobs.api import plan_job, plan_of
+
+    if "://" in job or Path(job).is_dir():
+        made = plan_of(job)
+    else:
+        made = plan_job(_job(Path(job), overrides, out, address, memory), device)
     if as_json:
         _print_json(made.model_dump(mode="json"))
     else:
@@ -111,6 +128,51 @@ def resume(run: RunPath, address: Address = None) -> None:
     from jacjobs.api import resume as resume_run
 
     _follow(resume_run(run, address=address))
+
+
+@app.command()
+def status(run: RunPath, as_json: AsJson = False) -> None:
+    """Say where a run stands, from its folder alone: who works on it, how far it is, what was lost."""
+    from jacjobs.store.status import status_of
+
+    found = status_of(run)
+    if as_json:
+        _print_json(render.status_content(found))
+    else:
+        render.status(found)
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs below a folder (runs, if none is given) with their states."""
+    from jacjobs.store.status import Status, statuses_below
+
+    if not folder.is_dir():
+        raise InputError.about(str(folder), got="no such folder", expected="a folder with runs below it")
+    found = list(statuses_below(folder))
+    if as_json:
+        runs = [render.status_content(each) for each in found if isinstance(each, Status)]
+        _print_json(runs + [{"path": str(e[0]), "error": str(e[1])} for e in found if isinstance(e, tuple)])
+    else:
+        render.statuses(found, folder)
+
+
+@app.command()
+def stop(run: RunPath) -> None:
+    """Ask whoever works on a run to stop, wherever that is; what was committed stays."""
+    from jacjobs.store.folder import RunFolder
+    from jacjobs.store.status import status_of
+
+    holder = status_of(run).holder
+    if holder is None:
+        raise InputError.about(run, got="a run that nobody works on", expected="one that goes on")
+    RunFolder(run).request_stop()
+    render.note(
+        f"asked {holder} to stop; it hands out no more blocks. `jacjobs status {run}` says when it ended"
+    )
 
 
 @app.command()

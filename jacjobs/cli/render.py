@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +18,39 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from jacjobs.api import Run
+    from jacjobs.errors import JacjobsError
     from jacjobs.planning.planner import Candidate, Plan
     from jacjobs.run.coordinator import Progress as RunProgress
     from jacjobs.run.tradeoff import Reading
     from jacjobs.store.folder import Manifest
+    from jacjobs.store.status import Status
     from jacjobs.store.verify import Verdict
 
 LINE_SECONDS = 5.0
 """How often a log line appears where there is no terminal."""
 REFRESH_SECONDS = 0.2
+PAUSE_SECONDS = 30.0
+"""Until then workers are starting."""
 SEGMENTS_SHOWN = 20
+ATTEMPTS_SHOWN = 5
+FAILURES_SHOWN = 5
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
 
 
 def error(text: str) -> None:
-    _err.print(text, markup=False, soft_wrap=True)
+    _err.print(_printable(text), markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    _out.print(text, markup=False, soft_wrap=True)
+    _out.print(_printable(text), markup=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """A dataset may come from a stranger: its names must not steer the terminal."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def plan(made: Plan) -> None:
@@ -148,6 +162,11 @@ def finished(path: str, manifest: Manifest) -> None:
         f"({manifest.timings['seconds']:.1f} s)"
     )
     note(checked(manifest.checks))
+    last = manifest.attempts[-1] if manifest.attempts else None
+    if last is not None and last.failures_total:
+        lost = count(last.failures_total, "failure")
+        again = count(last.blocks_repeated, "block")
+        note(f"{lost} on the way, {again} computed again: `jacjobs show {path}` tells")
 
 
 def summary(content: dict[str, Any]) -> None:
@@ -166,6 +185,7 @@ def summary(content: dict[str, Any]) -> None:
         rows.append(("missing" if index == 0 else "", missing))
     if len(content["missing"]) > SEGMENTS_SHOWN:
         rows.append(("", f"… and {len(content['missing']) - SEGMENTS_SHOWN:,} more"))
+    rows += _attempts(content["attempts"])
     if content["checks"] is not None:
         rows.append(("check", checked(content["checks"])))
     for title, segments in (("outputs", content["outputs"]), ("inputs", content["inputs"])):
@@ -179,6 +199,70 @@ def summary(content: dict[str, Any]) -> None:
         rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
         rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
     _print_rows(rows)
+
+
+def status(found: Status) -> None:
+    state = f"running, by {found.holder}" if found.holder else found.state
+    points, rows, columns = found.shape
+    lines = [
+        ("run", f"{found.name}, {found.path}"),
+        ("state", state),
+        ("J", f"{points:,} × {rows:,} × {columns:,} (points × rows × columns)"),
+        ("committed", f"{found.committed:.1%} of J, in {count(found.parts, 'part')}"),
+    ]
+    if found.last is not None:
+        lines += _attempts([found.last.model_dump(mode="json")])
+    _print_rows(lines)
+
+
+def status_content(found: Status) -> dict[str, Any]:
+    last = None if found.last is None else found.last.model_dump(mode="json")
+    return {**asdict(found), "last": last}
+
+
+def statuses(found: Sequence[Status | tuple[Path, JacjobsError]], folder: Path) -> None:
+    """A line a run."""
+    rows = [
+        (each.name, each.state, f"{each.committed:.0%}", " × ".join(f"{n:,}" for n in each.shape), each.path)
+        for each in found
+        if not isinstance(each, tuple)
+    ]
+    if rows:
+        _print_table(("run", "state", "there", "J", "path"), rows)
+    for each in found:
+        if isinstance(each, tuple):
+            note(f"{each[0]}: {each[1]}")
+    if not found:
+        note(f"no runs below {folder}")
+
+
+def _attempts(attempts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """One that went well is no news; else how each ended, and what was lost on the way."""
+    rows: list[tuple[str, str]] = []
+    if len(attempts) > 1 or any(a["failures"] or a["state"] != "complete" for a in attempts):
+        for attempt in attempts[-ATTEMPTS_SHOWN:]:
+            again = attempt["blocks_repeated"]
+            rows.append(
+                (
+                    "attempt" if not rows else "",
+                    f"{attempt['number']}: {attempt['state']} after {duration(attempt['seconds'])}, "
+                    f"{attempt['blocks_done']:,} of {count(attempt['blocks_total'], 'block')} done"
+                    + (f", {again:,} computed again" if again else ""),
+                )
+            )
+            lost = attempt["failures"][:FAILURES_SHOWN]
+            rows += [("", f"   at {duration(f['seconds'])} {_failure(f)}") for f in lost]
+            if attempt["failures_total"] > len(lost):
+                rows.append(("", f"   … and {attempt['failures_total'] - len(lost):,} more failures"))
+            if attempt["cause"]:
+                rows.append(("", f"   {attempt['cause']}"))
+    return rows
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    where = f" ({failure['where']})" if failure["where"] else ""
+    at = f", at {'; '.join(failure['blocks'])}" if failure["blocks"] else ""
+    return f"{failure['who']}{where} was lost: {failure['cause']}{at}"
 
 
 def _stored(content: dict[str, Any]) -> str:
@@ -239,6 +323,8 @@ def _lines(run: Run, over: threading.Event) -> None:
 def rate(now: RunProgress, plan: Plan) -> str:
     """Rows a second, bytes a second, and how long the rest will take at that rate."""
     trouble = f", {now.nonfinite:,} entries are NaN or infinite" if now.nonfinite else ""
+    if now.paused and now.seconds > PAUSE_SECONDS:
+        return "paused: nobody to compute; waiting for workers" + trouble
     if not now.entries_done or not now.seconds:
         return (f"{count(now.workers, 'worker')}, " if now.workers else "") + "starting" + trouble
     entries = now.entries_done / now.seconds

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jacjobs.shape import Compression, Layout
 
-Count = Annotated[int, Field(ge=1, strict=True)]
-Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?(B|KiB|MiB|GiB|TiB)$")]
+LARGEST = 2**63 - 1
+"""Of integers: what torch and Arrow can take."""
+Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
+Memory = Annotated[str, Field(pattern=r"^[0-9]{1,15}(\.[0-9]{1,15})? ?(B|KiB|MiB|GiB|TiB)$")]
 Timeout = Literal["auto", "off"] | Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 StrategyName = Literal[
     "vjp/loop",
@@ -49,7 +51,7 @@ class ComputeOptions(_Options):
     chunk: Literal["auto"] | Count = "auto"
     memory: Annotated[float, Field(gt=0, le=1, strict=True)] | Memory | None = None
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
-    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | None = None
     check: Literal["auto", "all", "off"] = "auto"
     nonfinite: Literal["error", "warn", "allow"] = "error"
     block_timeout: Timeout = "auto"
@@ -86,4 +88,4 @@ class ClusterOptions(_Options):
     address: Annotated[str, Field(min_length=1)] = "local"
     workers: Literal["auto"] | Count = "auto"
     cpus_per_worker: Count = 1
-    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, strict=True)] = "auto"
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=LARGEST, strict=True)] = "auto"

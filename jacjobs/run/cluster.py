@@ -125,6 +125,7 @@ class _WorkerActor:
     def ping(self) -> None:
         return None
 
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     def compute(self, block: BlockId) -> tuple[NDArray[Any] | None, Findings | JacjobsError]:
         """The entries, and apart from them what was noticed: or the error that the user made."""
         try:
@@ -313,7 +314,7 @@ class RayExecutor:
                     )
                     self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
                 case Compute(worker, block):
-                    data, result = self._actors[worker].compute.options(num_returns=2).remote(block)
+                    data, result = self._actors[worker].compute.remote(block)
                     self._data[worker, block] = data
                     self._calls[result] = _Call("compute", worker, block, worker)
                 case Absorb(assembler, block, worker):
@@ -535,8 +536,9 @@ class RayRun:
 
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
         where = hashlib.sha256(path.encode()).hexdigest()[:8]
-        # Beside this process, without which it ends anyway: no other node that is lost takes it along.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # Beside this process, without which it ends anyway: no other node that is lost takes it along. (A
+        # soft affinity is none: Ray puts an actor that asks for no CPU on any node then.)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._coordinator = (
             ray.remote(_CoordinatorActor)
             .options(

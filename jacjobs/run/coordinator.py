@@ -9,10 +9,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from jacjobs.errors import StoreError
 from jacjobs.planning.planner import Plan
 from jacjobs.run.executor import Executor
 from jacjobs.run.journal import Journal
@@ -29,6 +31,8 @@ from jacjobs.store.spill import spilled
 from jacjobs.store.writer import PartRecord, describe
 
 POLL_SECONDS = 0.5
+STOP_SECONDS = 2.0
+"""How often a request to stop is looked for in the run's folder."""
 GRACE_SECONDS = 30.0
 """After a request to stop: how long blocks on their way may take before they are dropped."""
 
@@ -79,27 +83,35 @@ class Coordinator:
         lock = RunLock(self._folder.place)
         lock.acquire()
         try:
-            self._folder.clear_scratch()
-            before = self._folder.manifest()
-            ledger = self._ledger = self._new_ledger(before)
-            if before is not None and not self._entries_total:
-                return before
-            attempts = [*(before.attempts if before else ()), *self._folder.attempts()]
-            journal = Journal(self._folder, ledger, max([0, *(a.number for a in attempts)]) + 1)
-            try:
-                self._drive(ledger, journal, lock)
-                if ledger.error is not None:
-                    raise ledger.error
-            except BaseException as error:
-                journal.end(error)
-                raise
-            self._folder.clear_spills()
-            manifest = self._manifest(ledger, before)
-            return self._folder.write_manifest(
-                manifest.model_copy(update={"attempts": (*attempts, journal.attempt())})
-            )
-        finally:
-            lock.release()
+            manifest = self._run(lock)
+        except BaseException:
+            with suppress(StoreError):  # what came first is what the user has to know
+                lock.release()
+            raise
+        lock.release()
+        return manifest
+
+    def _run(self, lock: RunLock) -> Manifest:
+        self._folder.clear_scratch()
+        self._folder.clear_stop()
+        before = self._folder.manifest()
+        ledger = self._ledger = self._new_ledger(before)
+        if before is not None and not self._entries_total:
+            return before
+        attempts = [*(before.attempts if before else ()), *self._folder.attempts()]
+        journal = Journal(self._folder, ledger, max([0, *(a.number for a in attempts)]) + 1)
+        try:
+            self._drive(ledger, journal, lock)
+            if ledger.error is not None:
+                raise ledger.error
+        except BaseException as error:
+            journal.end(error)
+            raise
+        self._folder.clear_spills()
+        manifest = self._manifest(ledger, before)
+        return self._folder.write_manifest(
+            manifest.model_copy(update={"attempts": (*attempts, journal.attempt())})
+        )
 
     def progress(self) -> Progress:
         ledger = self._ledger
@@ -143,7 +155,7 @@ class Coordinator:
             return
         executor = self._make_executor()
         give_up = float("inf")
-        looked = time.monotonic()
+        looked = asked = time.monotonic()
         try:
             executor.execute(commands)
             while not ledger.finished and time.monotonic() < give_up:
@@ -157,9 +169,22 @@ class Coordinator:
                     executor.execute(ledger.handle(Tick()))
                     journal.keep()
                     lock.check()
+                if time.monotonic() - asked >= STOP_SECONDS:
+                    asked = time.monotonic()
+                    if self._folder.stop_requested():
+                        self.stop()
             ledger.give_up_waiting()
         finally:
             executor.close()
+            with suppress(StoreError):  # what came first is what the user has to know
+                self._clear_up(lock)
+
+    def _clear_up(self, lock: RunLock) -> None:
+        """Unless another process has taken the run over, or it is no more: under a mount that went away is
+        another folder.
+        """
+        lock.check()
+        if self._folder.is_run:
             self._folder.clear_scratch()
 
     def _manifest(self, ledger: Ledger, before: Manifest | None) -> Manifest:

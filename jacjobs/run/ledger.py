@@ -16,8 +16,8 @@ of one that is gone, or said twice, or late, is not believed.
 A worker that dies takes the answers along that it was about to send, so of two blocks either may have killed
 it. Both become suspects, and a suspect is computed with no other block on the worker: only a death alone
 with a block counts against the block. And since it may have been its node that died, with all its workers,
-the others there are asked for a sign of life before they get a block: else one would pass from one dead worker
-to the next.
+the others there are asked for a sign of life before they get a block: else one would pass from one dead
+worker to the next.
 
 At the end of a run, when a worker has nothing to do, it also gets the block of one that is late; the first
 result counts. One that is so late that it must be hung is killed, and its block counts as its killer.

@@ -21,7 +21,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,11 +95,9 @@ class LocalFile(PendingFile):
         flush_folder(self._final.parent)
 
     def discard(self) -> None:
-        try:
+        with suppress(OSError):  # what was buffered does not fit a full disk: there is nothing to keep
             self._file.close()
-        except OSError:
-            pass  # what was buffered does not fit a full disk: there is nothing to keep
-        finally:
+        with suppress(OSError):  # the disk is read-only by now: the next writer clears up
             self._path.unlink(missing_ok=True)
 
 
@@ -163,6 +161,10 @@ def reading(where: object) -> Iterator[None]:
 
 def _sentence(error: OSError, where: str, needed_bytes: int | None) -> str:
     what = f"cannot write {where}: {reason(error)}"
+    if error.errno == errno.ENOENT:
+        return (
+            f"{what} (its folder was removed, or its mount went away); bring it back, then `jacjobs resume`"
+        )
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return what
     needed = f"{needed_bytes:,} bytes needed, " if needed_bytes is not None else ""

@@ -4,6 +4,7 @@ RUN/
   part-….parquet            complete as soon as it is visible
   _jacjobs/plan.json        the plan and the job, enough to resume
   _jacjobs/manifest.json    written last
+  _jacjobs/stop             somebody asks the writer to stop
   _jacjobs/lock.json        who is writing, as long as somebody is
   _jacjobs/attempts/        a file for each submit and resume, until the manifest takes them in
   _jacjobs/scratch/         files on their way; left-overs of a crash go when the next writer comes
@@ -15,16 +16,17 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jacjobs.errors import InputError, StoreError
-from jacjobs.shape import Compression, JacobianShape, Layout
+from jacjobs.shape import Compression, Layout
 from jacjobs.store.attempt import Attempt
 from jacjobs.store.commit import reading, storing
 from jacjobs.store.place import SCRATCH, place_of
+from jacjobs.store.plausible import LEVELS, Checks, Count, Job, Plan, Shape, is_shallow
 from jacjobs.store.schema import FORMAT, part_rectangle
 from jacjobs.store.spill import SPILLS
 from jacjobs.store.writer import PartRecord
@@ -32,7 +34,9 @@ from jacjobs.store.writer import PartRecord
 _Model = TypeVar("_Model", bound=BaseModel)
 PLAN, MANIFEST = "_jacjobs/plan.json", "_jacjobs/manifest.json"
 ATTEMPTS = "_jacjobs/attempts"
+STOP = "_jacjobs/stop"
 _PRIVATE = "_jacjobs"
+_Format = Annotated[int, Field(ge=1, le=FORMAT, strict=True)]
 
 
 class RunRecord(BaseModel):
@@ -48,18 +52,18 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = FORMAT
+    format: _Format = FORMAT
     run: str
     name: str
     created: str
     versions: dict[str, str]
-    shape: JacobianShape
+    shape: Shape
     layout: Layout = "rows"
-    stripe: int | None = None
+    stripe: Count | None = None
     fingerprint: dict[str, str]
     options: dict[str, Any]
-    plan: dict[str, Any]
-    job: dict[str, Any] | None = None
+    plan: Plan
+    job: Job | None = None
 
 
 class Manifest(BaseModel):
@@ -71,16 +75,16 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = FORMAT
+    format: _Format = FORMAT
     run: str
     name: str
     finished: str
-    shape: JacobianShape
+    shape: Shape
     strategy: str
     chunk: int
     compression: Compression
     versions: dict[str, str]
-    checks: dict[str, Any] = {}
+    checks: Checks = {}
     memory: dict[str, Any] = {}
     timings: dict[str, float]
     parts: tuple[PartRecord, ...]
@@ -199,6 +203,23 @@ class RunFolder:
         with reading(self.uri):
             return sorted(name for name in self.place.files() if part_rectangle(name) is not None)
 
+    def request_stop(self) -> None:
+        """Ask whoever writes here to stop; it is looked for every few seconds."""
+        with storing(self.place.at(STOP)):
+            self.place.write(STOP, b"")
+
+    def stop_requested(self) -> bool:
+        """False where nobody can say: a store that is down for a while asks for nothing."""
+        try:
+            return STOP.rpartition("/")[2] in self.place.files(_PRIVATE)
+        except OSError:
+            return False
+
+    def clear_stop(self) -> None:
+        """Forget what was asked of an earlier writer. Only the holder of the lock may."""
+        with storing(self.place.at(STOP)):
+            self.place.remove(STOP)
+
     def _digest(self, name: str) -> str:
         with reading(self.place.at(name)):
             return str(xxhash.xxh3_128_hexdigest(self.place.read(name)))
@@ -218,8 +239,10 @@ class RunFolder:
             content = json.loads(raw)
         except ValueError as error:
             raise StoreError(f"{path} is damaged: {error}; restore it") from error
-        if not isinstance(content, dict):
-            raise StoreError(f"{path} is damaged: not an object; restore it")
+        except RecursionError:
+            content = None
+        if not isinstance(content, dict) or not is_shallow(content):
+            raise StoreError(f"{path} is damaged: no object of at most {LEVELS} levels; restore it")
         version = content.get("format")
         if isinstance(version, int) and version > FORMAT:
             raise StoreError(f"{path} has format {version}, this jacjobs reads up to {FORMAT}; upgrade it")
@@ -229,7 +252,9 @@ class RunFolder:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            raise StoreError(f"{path} is damaged: {error.errors()[0]['msg']}; restore it") from error
+            first = error.errors(include_url=False)[0]
+            where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            raise StoreError(f"{path} is damaged: {where!r}: {what}; restore it") from error
 
 
 def _json_digest(content: dict[str, Any]) -> str:

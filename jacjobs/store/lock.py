@@ -51,10 +51,9 @@ class RunLock:
         give_up = time.monotonic() + patience_seconds
         while not self._try():
             if time.monotonic() >= give_up:
-                holder = _holder(self._read()) or {}
                 raise InputError.about(
                     f"run {self._place}",
-                    got=f"a run in progress, by process {holder.get('pid')} on {holder.get('host')}",
+                    got=f"a run in progress, by {holder_of(self._place)}",
                     expected="one writer at a time",
                     do="wait for it, or stop it first",
                 )
@@ -94,27 +93,41 @@ class RunLock:
             if self._place.create(NAME, mine):
                 return True
             found = self._read()
-            return found is not None and self._stale(found) and self._place.exchange(NAME, found, mine)
-
-    def _stale(self, found: bytes) -> bool:
-        try:
-            age = self._place.age_seconds(NAME)
-        except FileNotFoundError:
-            return False
-        holder = _holder(found)
-        if holder is None:  # created, but not written yet: its writer may be on its way
-            return age > PATIENCE_SECONDS / 3
-        if holder.get("token") in _LET_GO:
-            return True
-        if holder.get("host") == self._holder["host"]:
-            return not _alive(holder)
-        return age > STALE_SECONDS
+            stale = found is not None and _is_stale(self._place, found)
+            return found is not None and stale and self._place.exchange(NAME, found, mine)
 
     def _read(self) -> bytes | None:
         try:
             return self._place.read(NAME)
         except OSError:
             return None
+
+
+def holder_of(place: Place) -> str | None:
+    """Who writes there now, as process and host; None if nobody does, or whoever did is gone."""
+    try:
+        found = place.read(NAME)
+        if _is_stale(place, found):
+            return None
+    except OSError:
+        return None
+    holder = _holder(found) or {}
+    return f"process {holder.get('pid')} on {holder.get('host')}"
+
+
+def _is_stale(place: Place, found: bytes) -> bool:
+    try:
+        age = place.age_seconds(NAME)
+    except FileNotFoundError:
+        return False
+    holder = _holder(found)
+    if holder is None:  # created, but not written yet: its writer may be on its way
+        return age > PATIENCE_SECONDS / 3
+    if holder.get("token") in _LET_GO:
+        return True
+    if holder.get("host") == socket.gethostname():
+        return not _alive(holder)
+    return age > STALE_SECONDS
 
 
 def _holder(found: bytes | None) -> dict[str, object] | None:

@@ -6,6 +6,7 @@ entries, the manifest one of the footer, and a part that is none of this run's i
 
 from __future__ import annotations
 
+import base64
 import functools
 import os
 from collections import deque
@@ -25,6 +26,7 @@ from jacjobs.errors import StoreError
 from jacjobs.shape import Box, Rectangle
 from jacjobs.store.commit import reason
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.memory import TooLargeError
 from jacjobs.store.place import Place
 from jacjobs.store.schema import part_name, part_rectangle, part_schema, record_indices
 from jacjobs.store.selection import Overlap, Wanted, boxes_of
@@ -65,8 +67,10 @@ class Parts:
     def __init__(self, folder: RunFolder, record: RunRecord, manifest: Manifest | None) -> None:
         """What the manifest lists, or without one what is there.
 
-        Raises StoreError where parts overlap, or the manifest does not list all of J.
+        Raises StoreError where parts overlap, or the manifest does not list all of J, or is another run's.
         """
+        if manifest is not None and (manifest.run, manifest.shape) != (record.run, record.shape):
+            raise StoreError(f"the manifest of {folder} is not that of its plan; restore it")
         self._place: Place = folder.place
         self._run = record.run
         self._shape = record.shape
@@ -179,8 +183,10 @@ class Parts:
                     while len(self._footers) > REMEMBERED:
                         self._footers.pop(next(iter(self._footers)), None)
                 yield pq.ParquetFile(file, metadata=metadata, page_checksum_verification=page_checksums)
-        except MemoryError:
-            raise
+        except MemoryError as error:
+            raise TooLargeError.about(
+                where, got=reason(error), expected="enough memory", do="free some, or read less at a time"
+            ) from error
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(where, error) from error
 
@@ -196,6 +202,8 @@ class Parts:
             raise StoreError(f"{where} is cut short, or no Parquet file; {_MEND}")
         if known is not None and xxhash.xxh3_128_hexdigest(footer) != known.footer:
             raise StoreError(f"{where} was changed since it was written (its footer); {_MEND}")
+        if any(sign in footer for sign in _EXTENSION):
+            raise StoreError(f"{where} has columns of an extension type, as no part of ours does; {_MEND}")
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         self._check(metadata, part, where)
         return metadata
@@ -204,16 +212,16 @@ class Parts:
         own = metadata.metadata or {}
         run = own.get(b"jacjobs.run", b"").decode(errors="replace")
         if run != self._run:
-            raise StoreError(f"{where} is a part of run {run or '(none)'}, not of {self._run}; {_MEND}")
+            raise StoreError(f"{where} is a part of run {_said(run)}, not of {self._run}; {_MEND}")
         rectangle = own.get(b"jacjobs.rectangle", b"").decode(errors="replace")
         if rectangle != ",".join(map(str, part.box.rectangle(self._layout))):
-            raise StoreError(f"{where} holds the entries {rectangle}, not those of its name; {_MEND}")
+            raise StoreError(f"{where} holds the entries {_said(rectangle)}, not those of its name; {_MEND}")
         schema = part_schema(self._layout, self._length, self.stripe, self._shape.dtype)
         if not metadata.schema.to_arrow_schema().equals(schema):
             raise StoreError(f"{where} does not have the columns of this run's parts; {_MEND}")
-        grouped = sum(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-        if not metadata.num_rows == grouped == self.records(part.box):
-            raise StoreError(f"{where} has {grouped:,} records, not those of its rectangle; {_MEND}")
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if not metadata.num_rows == sum(counts) == self.records(part.box) or min(counts) < 0:
+            raise StoreError(f"{where} has {sum(counts):,} records, not those of its rectangle; {_MEND}")
         if len(own.get(GROUPS.encode(), b"")) != GROUP_DIGITS * metadata.num_row_groups:
             raise StoreError(f"{where} lacks digests of its row groups; {_MEND}")
 
@@ -285,12 +293,13 @@ class Parts:
 
     def _box(self, name: str) -> Box:
         rectangle = part_rectangle(name)
+        if rectangle is None:
+            raise StoreError(f"the manifest lists {name!r:.200}, which is no part of this run; restore it")
         shape = self._shape
         whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
-        box = (rectangle or whole).box(self._layout)
+        box = rectangle.box(self._layout)
         if (
-            rectangle is None
-            or part_name(rectangle) != name
+            part_name(rectangle) != name
             or not all(whole[i] <= rectangle[i] < rectangle[i + 1] <= whole[i + 1] for i in (0, 2, 4))
             or box.width != self._length
         ):
@@ -346,7 +355,23 @@ def pages_of(group: Any) -> tuple[int, int] | None:
     return begin, end
 
 
+def _in_base64(text: bytes) -> Iterator[bytes]:
+    """How it may stand in a longer text, encoded: the digits that are its own, by where they begin."""
+    for before in range(3):
+        digits = base64.b64encode(bytes(before) + text)
+        yield digits[-(-8 * before // 6) : 8 * (before + len(text)) // 6]
+
+
+_EXTENSION = tuple(_in_base64(b"ARROW:extension"))
+"""What the Arrow schema in a footer says of extension types. Whatever looks at a footer makes those that are
+registered, by code of whoever did that, which may trust what the file says: Ray Data 2.50 to 2.54 unpickles.
+"""
 _MEND = "remove it, then `jacjobs resume` makes it again"
+
+
+def _said(text: str) -> str:
+    """What a part says of itself, as an error says it: a stranger's may say anything."""
+    return repr(text)[1:-1][:100] or "(none)"
 
 
 def _unreadable(where: str, error: BaseException) -> StoreError:

@@ -1,21 +1,23 @@
 """Where a run lives: a folder on a file system, or a prefix in an object store. Names are relative to it.
 
 Object stores are what `pyarrow.fs` knows by URI: `s3://bucket/runs/a`, `gs://bucket/runs/a`, … Credentials
-and endpoints come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …) or the URI's query, as
-https://arrow.apache.org/docs/python/filesystems.html says.
+come from the environment (`AWS_ACCESS_KEY_ID`, …), endpoints from there (`AWS_ENDPOINT_URL`) or the URI's
+query, as https://arrow.apache.org/docs/python/filesystems.html says.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -27,6 +29,8 @@ SETTLE_SECONDS = 1.0
 """How long a lock in an object store is looked at before it counts as held."""
 SCRATCH = "_jacjobs/scratch"
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SECRET = re.compile("key|secret|token|password|signature", re.IGNORECASE)
+"""In the name of an option of a URI."""
 
 
 class Place(ABC):
@@ -118,15 +122,23 @@ class LocalFolder(Place):
     def files(self, folder: str = "") -> dict[str, int]:
         try:
             with os.scandir(self.path / folder) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+                sizes = {entry.name: _file_size(entry) for entry in entries}
+                return {name: size for name, size in sizes.items() if size is not None}
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
+        return self._regular(name).read_bytes()
 
     def open(self, name: str) -> pa.NativeFile:
-        return pa.OSFile(str(self.path / name), "rb")
+        return pa.OSFile(str(self._regular(name)), "rb")
+
+    def _regular(self, name: str) -> Path:
+        """Of a pipe or a device, nobody knows how long reading takes."""
+        path = self.path / name
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return path
 
     def arrow(self, name: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), str(self.path / name)
@@ -282,26 +294,49 @@ class ObjectStore(Place):
         return not self._filesystem.get_file_info(fs.FileSelector(self._key, allow_not_found=True))
 
 
+def _file_size(entry: os.DirEntry[str]) -> int | None:
+    """None for what is no file, or is gone by now; a link that leads in circles is neither."""
+    try:
+        found = entry.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def place_of(path: str | Path) -> Place:
-    """The place that a path or a URI names. Raises InputError for a URI that leads nowhere."""
+    """The place that a path or a URI names. Raises InputError for one that leads nowhere."""
     text = str(path)
+    expected = "a path, or a URI such as s3://bucket/runs/name"
+    if not _is_name(text):
+        raise InputError.about("path", got=repr(text), expected=expected)
     if not _URI.match(text):
         return LocalFolder(Path(path))
-    if urlsplit(text).username is not None:
+    try:
+        _refuse_credentials(text)
+        filesystem, key = fs.FileSystem.from_uri(text)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError.about(f"output path {text}", got=reason(error), expected=expected) from None
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return LocalFolder(Path(key))
+    return ObjectStore(text, filesystem, key)
+
+
+def _is_name(text: str) -> bool:
+    """Can a file system hold it?"""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _refuse_credentials(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.username is not None or any(_SECRET.search(key) for key, _ in parse_qsl(parts.query)):
         raise InputError.about(
             "output path",
             got="a URI with credentials in it",
             expected="one without: what the URI says is kept in the dataset",
             do="give them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)",
         )
-    try:
-        filesystem, key = fs.FileSystem.from_uri(text)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError.about(
-            f"output path {text}",
-            got=reason(error),
-            expected="a path, or a URI such as s3://bucket/runs/name",
-        ) from None
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return LocalFolder(Path(key))
-    return ObjectStore(text, filesystem, key)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from jacjobs.store.memory import room
 from jacjobs.store.parts import Parts
 from jacjobs.store.selection import Axis, Overlap, Wanted
 
@@ -89,7 +90,7 @@ class Source:
         """Add the kernel's results up where their boxes lie on `axis`, 1 the lines or 2 the positions."""
         self._parts.require(self._wanted)
         points = self._wanted.extent[0]
-        out = np.zeros((1 if total else points, length, v.shape[2]), np.result_type(self._dtype, v))
+        out = room((1 if total else points, length, v.shape[2]), np.result_type(self._dtype, v))
 
         def work(overlap: Overlap, values: NDArray[Any]) -> tuple[slice, slice, NDArray[Any]]:
             made = kernel(overlap, self._cast(values))
@@ -111,7 +112,7 @@ class Source:
         if not self._by_rows:
             return self._stacked_pairs(memory_bytes)
         P, lines, _ = self._wanted.extent
-        out = np.zeros((P * lines, P * lines), self._dtype)
+        out = room((P * lines, P * lines), self._dtype)
         self._pairs(memory_bytes, out)
         return out
 
@@ -120,12 +121,12 @@ class Source:
         P, lines, length = self._wanted.extent
         item = self._dtype.itemsize
         if self._by_rows:  # one pass: each panel of rows adds its own product
-            out = np.zeros((length, length), self._dtype)
+            out = room((length, length), self._dtype)
             step = max(1, memory_bytes // (4 * length * item))
             for start in range(0, P * lines, step):
                 _add_square(out, self._panel(start, min(start + step, P * lines)), memory_bytes)
             return out
-        out = np.zeros((lines, lines), self._dtype)
+        out = room((lines, lines), self._dtype)
         points = memory_bytes // (4 * lines * length * item)
         if not points:  # not even one matrix fits
             for point in range(P):
@@ -159,7 +160,7 @@ class Source:
         that are columns of J.
         """
         P, lines, length = self._wanted.extent
-        out = np.zeros((P * length, P * length), self._dtype)
+        out = room((P * length, P * length), self._dtype)
         step = max(1, memory_bytes // (4 * P * length * self._dtype.itemsize))
         for start in range(0, lines, step):
             some = Axis(self._range(1)[start : start + step])
@@ -216,7 +217,7 @@ class Source:
         return indices
 
     def _read(self, wanted: Wanted) -> NDArray[Any]:
-        out = np.empty(wanted.extent, self._dtype)
+        out = room(wanted.extent, self._dtype, np.empty)
         self._parts.read(wanted, out)
         return out
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from jacjobs.shape import Rectangle, Segment, Tree
 from jacjobs.store import products
+from jacjobs.store.attempt import Attempt
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.memory import room
 from jacjobs.store.parts import Parts
 from jacjobs.store.selection import Axis, Wanted, find_segment, parse_index
 
@@ -256,15 +258,20 @@ class JacobianDataset:
     # -- for other libraries -------------------------------------------------------------------------------
 
     def dataset(self) -> pyarrow.dataset.Dataset:
-        """An Arrow dataset over the parts: columns point, row (or column), start, values."""
+        """An Arrow dataset over the parts: columns point, row (or column), start, values.
+
+        Footers are checked first: Arrow reads what is there as it is.
+        """
         from jacjobs.store.exports import arrow_dataset
 
+        self._parts.check(self.part_names)
         return arrow_dataset(self._folder.place, self.record, self.part_names)
 
     def ray(self) -> Any:
         """A Ray dataset over the parts, with the same columns."""
         from jacjobs.store.exports import ray_dataset
 
+        self._parts.check(self.part_names)
         return ray_dataset(self._folder.place, self.part_names)
 
     # -- what `jacjobs show` says --------------------------------------------------------------------------
@@ -287,12 +294,18 @@ class JacobianDataset:
             "strategy": record.plan["strategy"],
             "chunk": record.plan["chunk"],
             "compression": record.plan["compression"],
-            "torch": record.versions["torch"],
+            "torch": record.versions.get("torch", "unknown"),
             "checks": None if self.manifest is None else self.manifest.checks,
             "parts": len(self.part_names),
             "bytes": sum(sizes.get(name, 0) for name in self.part_names),
+            "attempts": [attempt.model_dump(mode="json") for attempt in self._attempts()],
         }
         return {**content, **self._source().extremes()}
+
+    def _attempts(self) -> list[Attempt]:
+        """How the run was carried out so far."""
+        before = [] if self.manifest is None else list(self.manifest.attempts)
+        return before + self._folder.attempts()
 
     # -- within --------------------------------------------------------------------------------------------
 
@@ -305,13 +318,14 @@ class JacobianDataset:
 
     def _read(self, points: Axis, rows: Axis, columns: Axis, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Entries at all combinations, shape (points, rows, columns)."""
-        if out is None:
-            out = np.empty((len(points), len(rows), len(columns)), self.dtype)
+        extent = len(points), len(rows), len(columns)
         rows, columns = rows.shifted(self._rows.start), columns.shifted(self._columns.start)
-        if self.record.layout == "rows":
-            self._parts.read(Wanted(points, rows, columns), out)
-        else:
-            self._parts.read(Wanted(points, columns, rows), out.transpose(0, 2, 1))
+        by_rows = self.record.layout == "rows"
+        wanted = Wanted(points, rows, columns) if by_rows else Wanted(points, columns, rows)
+        self._parts.require(wanted)  # before memory is taken for it
+        if out is None:
+            out = room(extent, self.dtype, np.empty)
+        self._parts.read(wanted, out if by_rows else out.transpose(0, 2, 1))
         return out
 
 

@@ -13,7 +13,8 @@ from jacjobs.shape import Box, Layout, Rectangle
 FORMAT = 1
 """Version of the format. A reader refuses a higher one."""
 
-_NAME = re.compile(r"part-p(\d{9,})-(\d{9,})-r(\d{9,})-(\d{9,})-c(\d{9,})-(\d{9,})\.parquet")
+_NUMBER = "([0-9]{9,19})"
+_NAME = re.compile(rf"part-p{_NUMBER}-{_NUMBER}-r{_NUMBER}-{_NUMBER}-c{_NUMBER}-{_NUMBER}\.parquet")
 VALUES_PATH = "values.list.element"
 """Parquet's name for the column of entries."""
 

@@ -97,36 +97,30 @@ class Overlap(NamedTuple):
 def boxes_of(part: Box, stripe: int | None, first: int, last: int) -> Iterator[Box]:
     """What records first…last of a part hold, as boxes, in order.
 
-    Whole matrices make one box, the cut ones before and after them one each; each stripe is a box.
+    Whole matrices make one box, the cut ones before and after them one each, and cut lines one each: however
+    many records there are, there are few boxes. The stripes of a line lie end to end, as the line does.
     """
-    if stripe:
-        stripes = -(-part.width // stripe)
-        for record in range(first, last):
-            line, k = divmod(record, stripes)
-            point, line = divmod(line, part.lines)
-            start = part.start + k * stripe
-            yield Box(
-                part.point_start + point,
-                part.point_start + point + 1,
-                part.line_start + line,
-                part.line_start + line + 1,
-                start,
-                min(start + stripe, part.stop),
-            )
-        return
+    stripe = stripe or part.width
+    stripes = -(-part.width // stripe)
     record = first
     while record < last:
-        point, line = divmod(record, part.lines)
-        points, lines = 1, min(part.lines - line, last - record)
-        if line == 0 and last - record >= part.lines:
-            points = (last - record) // part.lines
-        yield part._replace(
-            point_start=part.point_start + point,
-            point_stop=part.point_start + point + points,
-            line_start=part.line_start + line,
-            line_stop=part.line_start + line + lines,
+        line, k = divmod(record, stripes)
+        point, line = divmod(line, part.lines)
+        points, lines, some = 1, 1, min(stripes - k, last - record)
+        if some == stripes:
+            lines = min(part.lines - line, (last - record) // stripes)
+            if lines == part.lines:
+                points = (last - record) // (lines * stripes)
+        start = part.start + k * stripe
+        yield Box(
+            part.point_start + point,
+            part.point_start + point + points,
+            part.line_start + line,
+            part.line_start + line + lines,
+            start,
+            min(start + some * stripe, part.stop),
         )
-        record += points * lines
+        record += points * lines * some
 
 
 # -- indices of NumPy's ------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -68,9 +68,11 @@ def verify_run(path: str) -> Verdict:
         except StoreError as error:
             faults.append(Fault(_file_of(error, folder), str(error)))
     if parts is not None:
-        faults += _strangers(folder, {part.name for part in parts.all})
+        with reading(folder):
+            sizes = folder.place.files()
+        faults += _strangers(sizes, {part.name for part in parts.all})
         for part in parts.all:
-            found, size = _part_faults(folder, parts, part)
+            found, size = _part_faults(folder, parts, part, sizes.get(part.name))
             faults += found
             nbytes += size
     return Verdict(tuple(faults), 0 if parts is None else len(parts.all), nbytes, complete)
@@ -89,19 +91,19 @@ def _json_faults(folder: RunFolder, name: str) -> Iterator[Fault]:
         yield Fault(name, "was changed since it was written (its layout); restore it")
 
 
-def _strangers(folder: RunFolder, known: set[str]) -> Iterator[Fault]:
+def _strangers(names: Collection[str], known: set[str]) -> Iterator[Fault]:
     """Files that other readers would take for parts."""
-    with reading(folder):
-        names = sorted(folder.place.files())
-    for name in names:
+    for name in sorted(names):
         if name not in known and (part_rectangle(name) or name.endswith(".parquet")):
             yield Fault(name, "is no part of this run; remove it")
 
 
-def _part_faults(folder: RunFolder, parts: Parts, part: Part) -> tuple[list[Fault], int]:
-    """What is wrong with a part, and how many bytes were read: its digest, or where nobody knows that, and
-    where it is right, its records.
+def _part_faults(folder: RunFolder, parts: Parts, part: Part, nbytes: int | None) -> tuple[list[Fault], int]:
+    """What is wrong with a part of so many bytes, and how many were read: its digest, or where nobody knows
+    that, and where it is right, its records.
     """
+    if nbytes is not None and part.record is not None and nbytes != part.record.bytes:
+        return [Fault(part.name, _difference(nbytes, part.record.bytes))], 0
     try:
         with reading(folder.place.at(part.name)):
             found = describe(folder.place, part.name)
@@ -133,6 +135,9 @@ def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile, nbytes: int) 
             yield f"row group {number} cannot be read: {reason(error)}; remove it, then `jacjobs resume`"
             return
         last = first + file.metadata.row_group(number).num_rows
+        if table.num_rows != last - first:
+            yield f"row group {number} has {table.num_rows:,} records, not {last - first:,}; remove it"
+            return
         boxes = list(boxes_of(part.box, parts.stripe, first, last))
         entries = table.column("values").combine_chunks().flatten()
         if group_digest(entries) != parts.digest(file.metadata, number):

@@ -326,6 +326,7 @@ class Simulation:
                     self._later(self._soon(), self._actor(name).bundles.pop, bundle, None)
                 case Transpose(name, part):
                     actor = self._ask(name)
+                    self._requests[name, part] += 1
                     actor.transposing += 1
                     if actor.transposing > TRANSPOSES:
                         raise BrokenRuleError(f"{actor.transposing} parts transposed at once")
@@ -372,25 +373,25 @@ class Simulation:
         """A message on its way from an actor to the executor."""
         if self._happens(self.scenario.lose):
             return
-        block = getattr(event, "block", None)
-        request = self._requests[actor.name, block]
-        self._later(self._soon(), self._deliver, actor, event, then, block, request)
+        about = getattr(event, "block", getattr(event, "part", None))
+        request = self._requests[actor.name, about]
+        self._later(self._soon(), self._deliver, actor, event, then, about, request)
         if self._happens(self.scenario.duplicate):
             late = self._soon() + self.random.uniform(0, 30)
-            self._later(late, self._deliver, actor, event, then, block, request)
+            self._later(late, self._deliver, actor, event, then, about, request)
 
     def _deliver(
         self,
         actor: _Actor,
         event: Event,
         then: Callable[[], None] | None,
-        block: BlockId | None,
+        about: BlockId | int | None,
         request: int,
     ) -> None:
         if actor.cut_off and actor.known:
-            self._later(5.0, self._deliver, actor, event, then, block, request)
+            self._later(5.0, self._deliver, actor, event, then, about, request)
             return
-        if request != self._requests[actor.name, block]:
+        if request != self._requests[actor.name, about]:
             return  # what answers an earlier request is no answer to this one: the executor knows them apart
         if not actor.known and self.random.random() < 0.5:
             return  # as the executor does; the ledger must bear the other half

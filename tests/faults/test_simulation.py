@@ -35,7 +35,7 @@ from tests.faults.simulator import BrokenRuleError, Scenario, Simulation, grid, 
 SMALL_RUNS = 20_000
 LARGE_RUNS = {60: 200, 500: 10, 2000: 4}
 """Workers: runs."""
-SEEDS_FOR_A_BUG = 8_000
+SEEDS_FOR_A_BUG = 20_000
 
 
 def play_many(workers: int | None, seeds: range) -> dict[str, int]:

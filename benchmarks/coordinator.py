@@ -1,0 +1,120 @@
+"""What the coordinator costs: a million blocks in virtual time, and blocks a second through a real Ray.
+
+    PYTHONPATH=. .venv/bin/python -m benchmarks.coordinator
+
+The kernel is as good as null (J is 1 × 1 at each point, a block a point), so what is timed is the handing out, the
+calls, the assembly and the commits.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import ray
+import torch
+
+import jacjobs
+from jacjobs import api
+from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.planner import Plan
+from jacjobs.run.cluster import Payload, RayExecutor
+from jacjobs.run.coordinator import Coordinator, part_metadata
+from jacjobs.store.folder import RunFolder
+from tests.faults.simulator import Scenario, Simulation, grid
+
+BLOCKS = 4000
+ROUNDS = 5
+RESULT = Path(__file__).parent / "results" / "coordinator.md"
+
+
+def simulated() -> list[str]:
+    """The ledger and the simulated world together; 64 workers, four blocks a part, no faults."""
+    lines = ["| blocks | seconds | µs a block | peak MiB of the process |", "| ---: | ---: | ---: | ---: |"]
+    for blocks in (10_000, 100_000, 1_000_000):
+        began = time.perf_counter()
+        simulation = Simulation(Scenario(tiling=grid(blocks // 4, 4), workers=64, block_seconds=1.0), 0)
+        simulation.play()
+        assert simulation.ends == ["complete"]
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        lines.append(f"| {blocks:,} | {seconds:.1f} | {1e6 * seconds / blocks:.0f} | {peak:,.0f} |")
+    return lines
+
+
+def real(workers: int) -> float:
+    """Blocks a second, from the first that is computed to the manifest."""
+    problem = jacjobs.Problem(torch.sin, (torch.zeros(BLOCKS, 1),), in_dims=0)
+    with tempfile.TemporaryDirectory(prefix="jj") as folder:
+        options = {"strategy": "vjp/vmap", "chunk": 1, "check": "off", "compression": "none"}
+        job = api._job_from_options(problem, f"{folder}/run", options)
+        tiling = Tiling(
+            points=BLOCKS,
+            rows=1,
+            columns=1,
+            part_points=BLOCKS // 8,
+            part_lines=1,
+            block_points=1,
+            block_rows=1,
+            block_columns=1,
+        )
+        record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}))
+        place = RunFolder(job.output.path)
+        place.create(record)
+        plan, metadata = Plan.model_validate(record.plan), part_metadata(record)
+        payload = Payload.pack(problem)
+        coordinator = Coordinator(
+            record, place.uri, lambda: RayExecutor(payload, plan, place.uri, metadata), workers
+        )
+        manifest = coordinator.run()
+        attempt = manifest.attempts[-1]
+        assert attempt.blocks_done == BLOCKS
+        return BLOCKS / (attempt.seconds - max(work.joined for work in attempt.workers))
+
+
+def main() -> None:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=256 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    rates = {workers: [real(workers) for _ in range(ROUNDS)] for workers in (1, 2)}
+    ray.shutdown()
+    lines = [
+        "# The coordinator",
+        "",
+        f"{os.cpu_count()} cores. Written by `python -m benchmarks.coordinator`.",
+        "",
+        "## A million blocks, simulated",
+        "",
+        "The ledger that real runs use, and the world that plays its workers, in one process.",
+        "",
+        *simulated(),
+        "",
+        "## Blocks a second through Ray",
+        "",
+        f"{BLOCKS:,} blocks with a kernel that is as good as null, in 8 parts; from the last worker's joining",
+        f"to the manifest; median of {ROUNDS} (least, most). Coordinator, workers, assembler and raylet share",
+        "the cores.",
+        "",
+        "| workers | blocks a second |",
+        "| ---: | ---: |",
+        *(
+            f"| {workers} | {statistics.median(found):,.0f} ({min(found):,.0f}, {max(found):,.0f}) |"
+            for workers, found in rates.items()
+        ),
+        "",
+    ]
+    RESULT.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Fixtures of the fault tests: the table that they fill in, and a job that meets trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jacjobs.planning import geometry
+from tests.faults.job import PART_BYTES, TroubledJob
+from tests.faults.table import FaultTable, Row, normalised
+
+_TABLE = pytest.StashKey[FaultTable]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TABLE] = FaultTable()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.stash[_TABLE].writes:
+        session.config.stash[_TABLE].write()
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
+    """Call it with what goes into this test's row; `run`: the path of the run, if it is not the job's."""
+
+    def record(
+        event: str, *, caused_by: str, happens: str, code: int, says: str, run: Path | None = None
+    ) -> None:
+        said = normalised(says, run or tmp_path / "run")
+        test = f"{request.path.name}::{request.node.originalname}"
+        request.config.stash[_TABLE].record(Row(event, caused_by, happens, code, said, test))
+
+    return record
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob]:
+    """Cut into parts of four blocks. What it started is ended."""
+    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", PART_BYTES)
+    troubled = TroubledJob(tmp_path)
+    yield troubled
+    troubled.end()
