@@ -2,8 +2,8 @@
 
     PYTHONPATH=. .venv/bin/python -m benchmarks.coordinator
 
-The kernel is as good as null (J is 1 × 1 at each point, a block a point), so what is timed is the handing out, the
-calls, the assembly and the commits.
+The kernel is as good as null (J is 1 × 1 at each point, a block a point), so what is timed is the handing
+out, the calls, the assembly and the commits.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -27,8 +30,8 @@ from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.store.folder import RunFolder
 from tests.faults.simulator import Scenario, Simulation, grid
 
-BLOCKS = 4000
-ROUNDS = 5
+BLOCKS = 2000
+ROUNDS = 3
 RESULT = Path(__file__).parent / "results" / "coordinator.md"
 
 
@@ -76,6 +79,54 @@ def real(workers: int) -> float:
         return BLOCKS / (attempt.seconds - max(work.joined for work in attempt.workers))
 
 
+class _NullWorker:
+    @ray.method(num_returns=2)
+    def compute(self, block: tuple[int, int]) -> tuple[np.ndarray, tuple[int, ...]]:
+        return np.zeros((1, 1, 1), np.float32), (0, 0)
+
+
+class _NullAssembler:
+    def absorb(self, block: tuple[int, int], values: np.ndarray) -> None:
+        return None
+
+
+def bare(workers: int) -> float:
+    """Blocks a second of the same two calls a block, two blocks a worker in flight, and nothing else."""
+    computing = [ray.remote(_NullWorker).options(num_cpus=1).remote() for _ in range(workers)]
+    assembler = ray.remote(_NullAssembler).options(num_cpus=0, max_concurrency=2).remote()
+    for worker in computing:
+        ray.get(assembler.absorb.remote((0, 0), worker.compute.remote((0, 0))[0]), timeout=60)
+    calls: dict[Any, tuple[int, Any]] = {}
+    handed_out = done = 0
+
+    def hand_out(number: int) -> None:
+        nonlocal handed_out
+        if handed_out < BLOCKS:
+            handed_out += 1
+            data, result = computing[number].compute.remote((0, handed_out))
+            calls[result] = number, data
+
+    began = time.perf_counter()
+    for number in [*range(workers), *range(workers)]:
+        hand_out(number)
+    while done < BLOCKS:
+        waiting = list(calls)
+        ray.wait(waiting, num_returns=1, timeout=10, fetch_local=False)
+        ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0, fetch_local=False)
+        for ref in ready:
+            number, data = calls.pop(ref)
+            ray.get(ref, timeout=10)
+            if data is not None:
+                calls[assembler.absorb.remote((0, 0), data)] = number, None
+            else:
+                done += 1
+                hand_out(number)
+    rate = BLOCKS / (time.perf_counter() - began)
+    for actor in (*computing, assembler):
+        ray.kill(actor)
+    return rate
+
+
 def main() -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(
@@ -85,7 +136,8 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
     )
-    rates = {workers: [real(workers) for _ in range(ROUNDS)] for workers in (1, 2)}
+    real(1)  # warm up
+    rates = {workers: [(real(workers), bare(workers)) for _ in range(ROUNDS)] for workers in (1, 2)}
     ray.shutdown()
     lines = [
         "# The coordinator",
@@ -100,20 +152,28 @@ def main() -> None:
         "",
         "## Blocks a second through Ray",
         "",
-        f"{BLOCKS:,} blocks with a kernel that is as good as null, in 8 parts; from the last worker's joining",
-        f"to the manifest; median of {ROUNDS} (least, most). Coordinator, workers, assembler and raylet share",
-        "the cores.",
+        f"{BLOCKS:,} blocks with a kernel that is as good as null, in 8 parts; from the last worker's",
+        f"joining to the manifest; median of {ROUNDS} (least, most). Coordinator, workers, assembler and",
+        "raylet share the cores. Bare: the same two calls a block, with as much in flight, and nothing else:",
+        "no ledger, no torch, no file.",
         "",
-        "| workers | blocks a second |",
-        "| ---: | ---: |",
-        *(
-            f"| {workers} | {statistics.median(found):,.0f} ({min(found):,.0f}, {max(found):,.0f}) |"
-            for workers, found in rates.items()
-        ),
+        "| workers | blocks a second | bare | ratio, median of pairs |",
+        "| ---: | ---: | ---: | ---: |",
+        *(f"| {workers} | {_row(found)} |" for workers, found in rates.items()),
         "",
     ]
     RESULT.write_text("\n".join(lines))
     print("\n".join(lines))
+
+
+def _row(found: list[tuple[float, float]]) -> str:
+    ours, theirs = zip(*found, strict=True)
+    ratio = statistics.median(mine / bare for mine, bare in found)
+    return " | ".join([*(_spread(rates) for rates in (ours, theirs)), f"{ratio:.2f}"])
+
+
+def _spread(rates: Sequence[float]) -> str:
+    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}, {max(rates):,.0f})"
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ class Coordinator:
             self._drive(ledger, journal, lock)
             if ledger.error is not None:
                 raise ledger.error
+            lock.check()
         except BaseException as error:
             journal.end(error)
             raise

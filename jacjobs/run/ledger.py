@@ -618,8 +618,6 @@ class Ledger:
 
     def _quarantine_sentence(self) -> str:
         blocks = [f"{self._tiling.block(*block)} ({cause})" for block, cause in self.quarantined.items()]
-        more = f"; … and {len(blocks) - BLOCKS_NAMED} more" if len(blocks) > BLOCKS_NAMED else ""
-        return (
-            f"{len(blocks)} blocks each took {DEATHS_TO_QUARANTINE} workers with them: "
-            f"{'; '.join(blocks[:BLOCKS_NAMED])}{more}"
-        )
+        more = f"; … and {len(blocks) - BLOCKS_NAMED:,} more" if len(blocks) > BLOCKS_NAMED else ""
+        which = "a block took" if len(blocks) == 1 else f"{len(blocks):,} blocks each took"
+        return f"{which} {DEATHS_TO_QUARANTINE} workers down: {'; '.join(blocks[:BLOCKS_NAMED])}{more}"

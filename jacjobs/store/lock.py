@@ -20,6 +20,7 @@ import psutil
 from jacjobs.errors import InputError, StoreError
 from jacjobs.store.commit import storing
 from jacjobs.store.place import Place
+from jacjobs.store.plausible import is_shallow
 
 NAME = "_jacjobs/lock.json"
 
@@ -123,7 +124,7 @@ def _is_stale(place: Place, found: bytes) -> bool:
     holder = _holder(found)
     if holder is None:  # created, but not written yet: its writer may be on its way
         return age > PATIENCE_SECONDS / 3
-    if holder.get("token") in _LET_GO:
+    if str(holder.get("token")) in _LET_GO:
         return True
     if holder.get("host") == socket.gethostname():
         return not _alive(holder)
@@ -133,9 +134,9 @@ def _is_stale(place: Place, found: bytes) -> bool:
 def _holder(found: bytes | None) -> dict[str, object] | None:
     try:
         content = json.loads(found or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and is_shallow(content) else None
 
 
 def _alive(holder: dict[str, object]) -> bool:

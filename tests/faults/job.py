@@ -74,7 +74,7 @@ class TroubledJob:
         except FileNotFoundError:
             return None
 
-    def wait_until_met(self, point: int, seconds: float = 90) -> int:
+    def wait_until_met(self, point: int, seconds: float = 120) -> int:
         wait_for(lambda: self.who_met(point), seconds)
         pid = self.who_met(point)
         assert pid is not None
@@ -187,7 +187,7 @@ class Ending(NamedTuple):
         return sentences[-1].removeprefix("jacjobs: ") if sentences else self.errors
 
 
-def ending(process: psutil.Popen, seconds: float = 90) -> Ending:
+def ending(process: psutil.Popen, seconds: float = 120) -> Ending:
     """Wait for it."""
     printed, errors = process.communicate(timeout=seconds)
     return Ending(process.returncode, printed, errors)
@@ -199,7 +199,7 @@ def read_until(process: psutil.Popen, words: str) -> None:
         assert line, "it ended"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, "it never happened"

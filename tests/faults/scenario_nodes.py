@@ -27,7 +27,7 @@ STORE_BYTES = 100 << 20
 HEALTH = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
+    "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 4,
 }
 """A node that is gone is noticed within seconds."""

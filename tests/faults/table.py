@@ -75,7 +75,8 @@ class FaultTable:
         places = {key: (_position(key[0]), key) for key in self._sections}
         known = [key for key in self._sections if places[key][0] is not None]
         sections = [self._sections[key] for key in sorted(known, key=lambda key: places[key])]
-        PAGE.write_text("\n\n".join([HEAD.rstrip(), *sections]) + "\n", encoding="utf-8")
+        overview = "\n".join(["| what goes wrong | exit code |", "| --- | --- |", *map(_line, sections)])
+        PAGE.write_text("\n\n".join([HEAD.rstrip(), overview, *sections]) + "\n", encoding="utf-8")
 
 
 def normalised(text: str, run: Path | str) -> str:
@@ -92,6 +93,14 @@ def normalised(text: str, run: Path | str) -> str:
     ):
         text = re.sub(pattern, name, text)
     return text
+
+
+def _line(section: str) -> str:
+    """Of a section, in the table at the top."""
+    event, code = re.match(r"## (.*)", section), re.search(r"\*\*Exit code (\d+)", section)
+    assert event is not None
+    assert code is not None
+    return f"| {event[1]} | {code[1]} |"
 
 
 def _page() -> str:

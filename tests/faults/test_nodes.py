@@ -16,7 +16,7 @@ from jacjobs.run.messages import AssemblerLost, BlockId, BlockLost
 from tests.faults.job import ROOT
 
 Record = Callable[..., None]
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 POINTS = list(range(1, 12))
 
 
@@ -24,7 +24,7 @@ POINTS = list(range(1, 12))
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("nodes")
     command = [sys.executable, "-m", "tests.faults.scenario_nodes", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -220,12 +220,13 @@ def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return code
 
 
-@pytest.mark.parametrize("command", ["show", "verify", "plan"])
+@pytest.mark.parametrize("command", ["show", "verify", "plan", "status", "list"])
 def test_a_command_that_looks_at_a_run_does_not_import_its_problem(
     command: str, strangers_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = strangers_run.parent / "executed"
-    for arguments in ([command, "run"], [command, "run", "--json"]):
+    path = "." if command == "list" else "run"
+    for arguments in ([command, path], [command, path, "--json"]):
         assert cli(monkeypatch, *arguments) == 0
         assert not marker.exists()
 
@@ -651,6 +652,50 @@ def test_nesting_that_a_pytree_may_have_is_read(tmp_path: Path) -> None:
     assert refusals(path) == {}
 
 
+def in_frozen_plan(*steps: str, value: Any) -> Callable[[JSON, JSON], None]:
+    def change(plan: JSON, manifest: JSON) -> None:
+        section = plan["plan"]
+        for step in steps[:-1]:
+            section = section[step]
+        section[steps[-1]] = value
+
+    return change
+
+
+FROZEN: dict[str, Callable[[JSON, JSON], None]] = {
+    "parts of no points": in_frozen_plan("tiling", "part_points", value=0),
+    "parts of no lines": in_frozen_plan("tiling", "part_lines", value=0),
+    "blocks of fewer than none": in_frozen_plan("tiling", "block_rows", value=-1),
+    "a tiling of another J": in_frozen_plan("tiling", "points", value=10**18),
+    "another dtype": in_frozen_plan("shape", "dtype", value="object"),
+    "another shape": in_frozen_plan("shape", "points", value=10**18),
+    "another layout": in_frozen_plan("layout", value="columns"),
+    "no resources": in_frozen_plan("resources", value=None),
+}
+
+
+@pytest.mark.parametrize("case", FROZEN)
+def test_a_frozen_plan_of_something_else_is_refused(
+    case: str, strangers_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forge(strangers_run, FROZEN[case])
+    capsys.readouterr()
+    for command in (["plan", "run"], ["plan", "run", "--json"], ["resume", "run"]):
+        if command[0] == "resume":  # a problem that is as it was
+            (strangers_run.parent / "p.py").write_text(GOOD)
+        with bounded():
+            assert cli(monkeypatch, *command) in (1, 2)
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith("jacjobs: ")
+
+
+def test_sizes_in_a_frozen_plan_that_no_float_holds_are_shown(
+    strangers_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge(strangers_run, in_frozen_plan("disk_bytes", value=10**400))
+    assert cli(monkeypatch, "plan", "run") == 0
+
+
 # -- sizes that are only claimed -----------------------------------------------------------------------------
 
 
@@ -749,8 +794,40 @@ def test_a_row_group_that_claims_records_takes_neither_memory_nor_time_for_them(
     assert {"to_numpy", "point", "matmul", "gram", "summary"} <= set(said)
 
 
+LOCKS: dict[str, bytes] = {
+    "deep": b'{"pid":' * 100_000,
+    "as deep as Python reads": b'{"pid":' + b"[" * 900 + b"]" * 900 + b"}",
+    "no object": b"[1]",
+    "not text": b"\xff\xfe",
+    "a token that is a list": b'{"token": [], "host": {}, "pid": []}',
+    "a process that there cannot be": b'{"host": "%s", "pid": %s}'
+    % (os.uname().nodename.encode(), b"9" * 4000),
+    "a process below": b'{"host": "%s", "pid": -1, "started": NaN}' % os.uname().nodename.encode(),
+    "this very process": b'{"host": "%s", "pid": %d, "started": 1e999}'
+    % (os.uname().nodename.encode(), os.getpid()),
+}
+
+
+@pytest.mark.parametrize("age", [0, 1000])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_that_nobody_of_ours_wrote_is_looked_at_without_harm(
+    lock: str, age: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_run(tmp_path / "run")
+    file = path / "_jacjobs/lock.json"
+    file.write_bytes(LOCKS[lock])
+    os.utime(file, (time.time() - age,) * 2)
+    with bounded():
+        assert cli(monkeypatch, "status", str(path)) == 0
+    assert refusals(path) == {}
+
+
 # -- what reaches the terminal -------------------------------------------------------------------------------
 
+ATTEMPT = {
+    **{"number": 1, "started": "", "host": "here", "pid": 1, "state": "failed", "cause": "", "seconds": 2.0},
+    **{"blocks_done": 3, "blocks_total": 3},
+}
 ESCAPES = {
     "title": "\x1b]0;owned\x07",
     "colour": "\x1b[31mred",
@@ -765,7 +842,7 @@ ESCAPES = {
 
 
 @pytest.mark.parametrize("escape", ESCAPES)
-@pytest.mark.parametrize("place", ["segment", "name", "torch", "part", "origin"])
+@pytest.mark.parametrize("place", ["segment", "name", "torch", "part", "origin", "lock", "attempt"])
 def test_names_in_a_dataset_reach_the_terminal_as_text(
     place: str,
     escape: str,
@@ -789,9 +866,13 @@ def test_names_in_a_dataset_reach_the_terminal_as_text(
                 both("origin", text)(plan, manifest)
             case "part":
                 manifest["parts"][0]["name"] = text
+            case "lock":
+                (path / "_jacjobs/lock.json").write_text(json.dumps({"host": text, "pid": text}))
+            case "attempt":
+                manifest["attempts"] = [{**ATTEMPT, "state": text, "cause": text}]
 
     forge(path, change)
-    for command in ("show", "verify"):
+    for command in ("show", "verify", "status"):
         for arguments in ([command, str(path)], [command, str(path), "--json"]):
             assert cli(monkeypatch, *arguments) in (0, 1)
             printed = "".join(capsys.readouterr())
