@@ -41,7 +41,7 @@ def parts(path: Path) -> dict[str, bytes]:
     return {part.name: part.read_bytes() for part in path.glob("part-*.parquet")}
 
 
-@pytest.mark.timeout(60 * KILLS)
+@pytest.mark.timeout(120 * KILLS)
 def test_a_kill_at_any_moment_changes_no_byte(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     chance = random.Random(KILLS)
     for number in range(KILLS):
@@ -62,7 +62,7 @@ def test_a_kill_at_any_moment_changes_no_byte(undisturbed: dict[str, bytes], tmp
         begin_again(path)
 
 
-@pytest.mark.timeout(60 * NAIVE_KILLS)
+@pytest.mark.timeout(120 * NAIVE_KILLS)
 def test_the_naive_way_fails(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """Written straight to its final name, a part that is half there is taken for complete."""
     chance = random.Random(0)
@@ -132,7 +132,7 @@ def actors(title: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-def wait_for(condition, seconds: float = 60) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up

@@ -262,7 +262,7 @@ def send(number: signal.Signals, process: psutil.Popen) -> None:
 @in_this_session
 def test_every_worker_hangs_at_one_point(job: TroubledJob, row: Record) -> None:
     job.trouble(11, "hang")
-    error = job.failure("compute.block_timeout=3.0")
+    error = job.failure("compute.block_timeout=5.0")
     assert isinstance(error, IncompleteError)
     assert "points 11:12" in str(error)
     assert "was not there after" in str(error)
@@ -272,7 +272,7 @@ def test_every_worker_hangs_at_one_point(job: TroubledJob, row: Record) -> None:
     assert parts(job.out) == job.undisturbed()
     row(
         "Every worker hangs at one point",
-        caused_by="a function that sleeps for ever there, and `compute.block_timeout=3.0`",
+        caused_by="a function that sleeps for ever there, and `compute.block_timeout=5.0`",
         happens="Three workers are killed over it, then its part is left out; the rest is computed.",
         code=error.exit_code,
         says=str(error),
