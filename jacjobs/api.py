@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
-from jacjobs.errors import InputError, JacjobsError, RunDiffersError
+from jacjobs.errors import InputError, JacjobsError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
 from jacjobs.planning.choice import Chooser, Resources, Timing
@@ -99,9 +99,7 @@ def plan_of(path: str | Path) -> Plan:
     """
     folder = RunFolder(path)
     folder.require_run()
-    record = folder.record()
-    _check_plan(folder, record)
-    return Plan.model_validate(record.plan)
+    return _plan_in(folder, folder.record())
 
 
 def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
@@ -124,7 +122,7 @@ def submit_job(job: Job) -> Run:
         record = folder.record()
         differences = _differences(record, job)
         if not differences:
-            _check_plan(folder, record)
+            _plan_in(folder, record)
             return _begin(job, folder, _renewed(record, job.compute))
         if not job.output.overwrite:
             raise RunDiffersError.checklist(folder.uri, differences)
@@ -490,18 +488,34 @@ def _unlike(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
     return [what for what in dict.fromkeys([*had, *has]) if had.get(what) != has.get(what)]
 
 
-def _check_plan(folder: RunFolder, record: RunRecord) -> None:
-    """Raises InputError for a plan that another version froze and this one does not understand."""
+def _plan_in(folder: RunFolder, record: RunRecord) -> Plan:
+    """The plan that a run was frozen with.
+
+    Raises InputError for one that another version froze and this one does not understand, StoreError for one
+    that is of another J than the rest of the record.
+    """
     try:
-        Plan.model_validate(record.plan)
+        plan = Plan.model_validate(record.plan)
     except ValidationError as error:
-        missing, version = error.errors()[0]["loc"][0], record.versions.get("jacjobs")
+        first, version = error.errors(include_url=False)[0], record.versions.get("jacjobs")
+        what = f"{'no' if first['type'] == 'missing' else 'another'} {'.'.join(map(str, first['loc']))}"
         raise InputError.about(
             folder.uri,
-            got=f"a run of jacjobs {version}, whose plan has no {missing}",
+            got=f"a run of jacjobs {version}, whose plan has {what}",
             expected="one of this version",
             do="finish it with that version, or --force-new to begin again",
         ) from None
+    tiling, shape = plan.tiling, record.shape
+    cut = tiling.points, tiling.rows, tiling.columns, tiling.layout
+    told = plan.shape, plan.layout, plan.stripe
+    if told != (shape, record.layout, record.stripe) or cut != (
+        shape.points,
+        shape.rows,
+        shape.columns,
+        record.layout,
+    ):
+        raise StoreError(f"the plan in {folder} is of another J than its shape says; restore its plan.json")
+    return plan
 
 
 def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:

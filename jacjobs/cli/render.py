@@ -35,9 +35,12 @@ SEGMENTS_SHOWN = 20
 ATTEMPTS_SHOWN = 5
 FAILURES_SHOWN = 5
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Controls, marks that turn the direction of writing, and halves of surrogate pairs."""
+_out = Console(highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def error(text: str) -> None:
@@ -50,7 +53,12 @@ def note(text: str) -> None:
 
 def _printable(text: str) -> str:
     """A dataset may come from a stranger: its names must not steer the terminal."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _in_one_line(text: str) -> str:
+    """Nor must they make lines of their own."""
+    return text.replace("\n", "\\n")
 
 
 def plan(made: Plan) -> None:
@@ -365,6 +373,7 @@ def count(number: int, thing: str) -> str:
 
 def size(nbytes: float) -> str:
     """Bytes for people: 292.1 MiB."""
+    nbytes = min(nbytes, 1 << 100)  # what a stranger's plan says may be more than a float holds
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if nbytes < 1024 or unit == "TiB":
             return f"{nbytes:,.0f} {unit}" if unit == "B" else f"{nbytes:,.1f} {unit}"
@@ -387,6 +396,7 @@ def duration(seconds: float) -> str:
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; numbers, that is all but the first and the last, to the right."""
+    rows = [[_in_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         cells = [
@@ -400,4 +410,4 @@ def _print_rows(rows: list[tuple[str, str]]) -> None:
     """Two columns; a line is as long as it is, so that it can be copied and searched."""
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
-        note(f"{label:<{width}}  {text}".rstrip())
+        note(f"{label:<{width}}  {_in_one_line(text)}".rstrip())

@@ -12,8 +12,11 @@ into spills, files beside the dataset from which its parts are read when all are
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from jacjobs.planning.options import Count
 from jacjobs.shape import Box, JacobianShape, Layout, Rectangle
 
 MIB = 1 << 20
@@ -49,16 +52,16 @@ class Tiling(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    points: int
-    rows: int
-    columns: int
+    points: Count
+    rows: Count
+    columns: Count
     layout: Layout = "rows"
-    part_points: int
-    part_lines: int
-    block_points: int
-    block_rows: int
-    block_columns: int
-    spill_blocks: int = 0
+    part_points: Count
+    part_lines: Count
+    block_points: Count
+    block_rows: Count
+    block_columns: Count
+    spill_blocks: Annotated[int, Field(ge=0)] = 0
 
     @property
     def lines(self) -> int:

@@ -181,12 +181,9 @@ class Coordinator:
                 self._clear_up(lock)
 
     def _clear_up(self, lock: RunLock) -> None:
-        """Unless another process has taken the run over, or it is no more: under a mount that went away is
-        another folder.
-        """
+        """Unless another process has taken the run over."""
         lock.check()
-        if self._folder.is_run:
-            self._folder.clear_scratch()
+        self._folder.clear_scratch()
 
     def _manifest(self, ledger: Ledger, before: Manifest | None) -> Manifest:
         made = {record.name: record for record in (*(before.parts if before else ()), *ledger.committed)}

@@ -197,8 +197,10 @@ class LocalFolder(Place):
             raise
 
     def clear_scratch(self) -> None:
-        self.remove_folder(SCRATCH)
-        self.prepare()
+        """Unless the run is gone: under a mount that went away is another folder."""
+        if (self.path / SCRATCH).parent.is_dir():
+            self.remove_folder(SCRATCH)
+            self.prepare()
 
     def refusal(self) -> str | None:
         place = self.path

@@ -32,7 +32,7 @@ def cosines(size: int) -> np.ndarray:
 def run_limited(code: str, limit_mib: int, *arguments: str) -> str:
     """Run it in a process whose heap, private mappings and threads' stacks together may take so much.
 
-    Some 250 MiB of that are libraries: the threads of NumPy's and of SciPy's BLAS, and Arrow.
+    Some 200 MiB of that are libraries: NumPy's and SciPy's BLAS, and Arrow.
     """
     limited = f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({limit_mib << 20},) * 2)\n" + code
     done = subprocess.run(
@@ -41,8 +41,9 @@ def run_limited(code: str, limit_mib: int, *arguments: str) -> str:
         text=True,
         timeout=240,
         check=False,
-        # Arrow's own allocator reserves a gigabyte that it does not use, which counts.
-        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"},
+        # Arrow's own allocator reserves a gigabyte that it does not use, which counts; so do the buffers of
+        # each thread of BLAS, of which a product of a matrix and a vector has no use.
+        env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", "OPENBLAS_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
