@@ -162,6 +162,8 @@ class Coordinator:
             while not ledger.finished and time.monotonic() < give_up:
                 for event in executor.poll(POLL_SECONDS):
                     executor.execute(ledger.handle(event))
+                if ledger.finished:
+                    break  # with an error, perhaps of a store that is down: ask nothing more of it
                 if self._stop.is_set() and ledger.state == "running":
                     executor.execute(ledger.handle(StopRequested()))
                     give_up = time.monotonic() + GRACE_SECONDS
