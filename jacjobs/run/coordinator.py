@@ -152,14 +152,14 @@ class Coordinator:
 
     def _drive(self, ledger: Ledger, journal: Journal, lock: RunLock) -> None:
         commands = ledger.start()
-        if ledger.finished:
+        if not commands:  # nothing is missing
             return
         executor = self._make_executor()
         give_up = float("inf")
         looked = asked = time.monotonic()
         try:
             executor.execute(commands)
-            while not ledger.finished and time.monotonic() < give_up:
+            while time.monotonic() < give_up:
                 for event in executor.poll(POLL_SECONDS):
                     executor.execute(ledger.handle(event))
                 if ledger.finished:
