@@ -1,7 +1,8 @@
 """docs/faults.md: what goes wrong, what happens then, and what the user reads. Made of what the tests saw.
 
-Every test of a fault records its row. With JACJOBS_WRITE_FAULTS=1 the session writes the page; rows of tests
-that did not run stay. Without it, each test demands that its row stands there word for word.
+Every test of a fault records its row, one for each of its parameters where they differ. With
+JACJOBS_WRITE_FAULTS=1 the session writes the page; rows of tests that did not run stay. Without it, each test
+demands that its row stands there word for word.
 """
 
 from __future__ import annotations
@@ -60,10 +61,14 @@ class FaultTable:
     def __init__(self) -> None:
         found = _SECTION.finditer(_page())
         self._sections = {(section[2], section[1]): section[0] for section in found}
+        self._ran: set[str] = set()
         self.writes = os.environ.get(WRITE) == "1"
 
     def record(self, row: Row) -> None:
         if self.writes:
+            if row.test not in self._ran:  # what it said in another session may have had another head
+                self._sections = {key: text for key, text in self._sections.items() if key[0] != row.test}
+            self._ran.add(row.test)
             self._sections[row.test, row.event] = row.section()
             return
         assert self._sections.get((row.test, row.event)) == row.section(), (
