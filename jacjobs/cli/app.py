@@ -255,8 +255,13 @@ def _job(
 def _follow(run: Run) -> None:
     """Watch a run to its end. A first Ctrl-C or SIGTERM asks it to stop, a second leaves at once."""
     render.plan_line(run.plan, run.path)
-    with _stopping(run), render.watching(run):
-        manifest = run.wait()
+    try:
+        with _stopping(run), render.watching(run):
+            manifest = run.wait()
+    except KeyboardInterrupt:  # typer would make it 130
+        raise StoppedError(
+            "left at once; what was committed stays, and `jacjobs resume` goes on from there"
+        ) from None
     render.finished(run.path, manifest)
 
 

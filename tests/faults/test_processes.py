@@ -153,8 +153,7 @@ def test_the_driver_is_killed(job: TroubledJob, row: Record) -> None:
     process.kill()
     ended = ending(process)
     job.calm(6)
-    resumed = ending(job.start(job.command("resume", str(job.out), "--address", "inline")))
-    assert resumed.code == 0, resumed
+    job.resume_here()
     assert parts(job.out) == job.undisturbed()
     wait_for(lambda: not job.relatives())
     assert ended.code == -signal.SIGKILL
@@ -209,8 +208,9 @@ def test_each_server_of_the_embedded_ray_is_watched(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_stops_the_run(job: TroubledJob, row: Record, number: signal.Signals) -> None:
+    """In the process that computes; tests/e2e does it over Ray."""
     job.trouble(5, "hold")
-    process = job.start(job.command("submit", str(job.file), "--address", ADDRESS[number]))
+    process = job.start(job.command("submit", str(job.file), "--address", "inline"))
     job.wait_until_met(5)
     send(number, process)
     read_until(process, "stopping")
@@ -223,7 +223,7 @@ def test_a_signal_stops_the_run(job: TroubledJob, row: Record, number: signal.Si
     assert parts(job.out) == job.undisturbed()
     row(
         f"`{number.name}`",
-        caused_by=f"{SENT[number]}, while a block is computed",
+        caused_by=f"`{number.name}` to the command, while a block is computed",
         happens="No new blocks; those on their way are finished, or dropped after 30 s.",
         code=ended.code,
         says=ended.says,
@@ -276,7 +276,7 @@ def send(number: signal.Signals, process: psutil.Popen) -> None:
 @in_this_session
 def test_every_worker_hangs_at_one_point(job: TroubledJob, row: Record) -> None:
     job.trouble(11, "hang")
-    error = job.failure("compute.block_timeout=5.0")
+    error = job.failure("compute.block_timeout=4.0")
     assert isinstance(error, IncompleteError)
     assert "points 11:12" in str(error)
     assert "was not there after" in str(error)
@@ -286,7 +286,7 @@ def test_every_worker_hangs_at_one_point(job: TroubledJob, row: Record) -> None:
     assert parts(job.out) == job.undisturbed()
     row(
         "Every worker hangs at one point",
-        caused_by="a function that sleeps for ever there, and `compute.block_timeout=5.0`",
+        caused_by="a function that sleeps for ever there, and `compute.block_timeout=4.0`",
         happens="Three workers are killed over it, then its part is left out; the rest is computed.",
         code=error.exit_code,
         says=str(error),
