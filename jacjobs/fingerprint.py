@@ -1,8 +1,10 @@
 """What makes two problems the same: digests of the function and of every argument.
 
-A run is resumed only with the problem that began it. The function's digest follows its source as a syntax
-tree (a comment or a line break changes nothing), its defaults, what it closes over, and the functions,
-classes and values of its own package that it refers to. Code of other packages counts by name only.
+A run is resumed only with the problem that began it. A digest follows all that the function reaches: what it
+closes over, the attributes of objects and modules, defaults, and the functions and classes it refers to. The
+user's own code counts by its source, as a syntax tree (a comment or a line break changes nothing); that of
+an installed package by the file it stands in; Python, torch and this package by name, since their versions
+stand in the run's record.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import ast
 import functools
 import hashlib
 import inspect
+import site
+import sys
+import sysconfig
 import textwrap
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +56,6 @@ class _Walk:
         self.hash = hashlib.sha256()
         self._seen: set[int] = set()
         self._alive: list[Any] = []  # an id is only unique while its object lives
-        self._package: str | None = None
 
     def add(self, value: Any) -> None:
         """Feed `value` into the hash; an object met again counts by its type only (cycles end there)."""
@@ -62,9 +67,9 @@ class _Walk:
             return
         self._seen.add(id(value))
         self._alive.append(value)
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and value.layout is torch.strided:
             self._add_tensor(value)
-        elif isinstance(value, np.ndarray):
+        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             self._mark(f"{value.dtype} {value.shape}")
             self.hash.update(np.ascontiguousarray(value).tobytes())
         elif isinstance(value, Mapping):
@@ -72,47 +77,44 @@ class _Walk:
                 self.add(key)
                 self.add(value[key])
         elif isinstance(value, list | tuple):
-            for item in value:
-                self.add(item)
+            self._add_all(value)
         elif isinstance(value, set | frozenset):
             for item in sorted(map(digest, value)):
                 self._mark(item)
         elif isinstance(value, functools.partial):
-            self.add((value.func, value.args, value.keywords))
-        elif isinstance(value, types.MethodType):
-            self.add((value.__func__, value.__self__))
+            self._add_all((value.func, value.args, value.keywords))
+        elif isinstance(value, types.MethodType | types.BuiltinMethodType):
+            self._mark(value.__name__)
+            self._add_all((getattr(value, "__func__", None), value.__self__))
         elif isinstance(value, types.FunctionType):
             self._add_function(value)
         elif isinstance(value, type):
             self._add_class(value)
         elif isinstance(value, types.ModuleType):
             self._mark(value.__name__)
-        elif isinstance(value, torch.nn.Module):
-            self.add((type(value), repr(value), value.training, dict(value.state_dict())))
-        elif hasattr(value, "__dict__"):
-            self.add((type(value), vars(value)))
         else:
-            self._mark(getattr(value, "__qualname__", ""))
+            self._add_object(value)
 
     def _mark(self, text: str) -> None:
         self.hash.update(f"{len(text)}:{text}".encode())
 
+    def _add_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            self.add(value)
+
     def _add_tensor(self, tensor: torch.Tensor) -> None:
         self._mark(f"{tensor.dtype} {tuple(tensor.shape)}")
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         self.hash.update(flat.view(torch.uint8).numpy().data)
 
     def _add_function(self, function: types.FunctionType) -> None:
-        self._mark(function.__qualname__)
-        package = (function.__module__ or "").partition(".")[0]
-        if self._package is None:
-            self._package = package
-        elif package != self._package:
-            return
-        self._mark(_source(function))
-        self.add((function.__defaults__, function.__kwdefaults__))
+        self._mark(f"{function.__module__}.{function.__qualname__}")
+        self._add_all((function.__defaults__, function.__kwdefaults__))
         for cell in function.__closure__ or ():
             self._add_cell(cell)
+        if self._add_installed(function.__module__, function.__code__.co_filename):
+            return
+        self._add_code(function.__code__)
         for name in sorted(_global_names(function.__code__)):
             if name in function.__globals__:
                 self._mark(name)
@@ -124,19 +126,83 @@ class _Walk:
         except ValueError:  # not filled yet
             self._mark("empty")
 
+    def _add_installed(self, module: str | None, file: str | None) -> bool:
+        """Is this Python's, torch's, this package's, or of another that was installed?"""
+        if (module or "builtins").partition(".")[0] in ("builtins", "jacjobs", "torch"):
+            return True
+        if file is None or not file.startswith(("<frozen", *_INSTALLED)):
+            return False
+        if file.startswith(_PACKAGES):
+            self._mark(_file_digest(file))
+        return True
+
+    def _add_code(self, code: types.CodeType) -> None:
+        """By its source, where there is one."""
+        source = _source(code)
+        self._mark(source or f"{code.co_code!r} {code.co_names}")
+        if not source or code.co_name == "<lambda>":  # others may stand on the same line
+            for constant in code.co_consts:
+                if isinstance(constant, types.CodeType):
+                    self._add_code(constant)
+                else:
+                    self.add(constant)
+
     def _add_class(self, cls: type) -> None:
         self._mark(f"{cls.__module__}.{cls.__qualname__}")
-        if cls.__module__.partition(".")[0] == self._package:
-            self._mark(_source(cls))
-            self.add(cls.__bases__)
+        if self._add_installed(cls.__module__, getattr(sys.modules.get(cls.__module__), "__file__", None)):
+            return
+        self._add_all(cls.__bases__)
+        for name, value in sorted(vars(cls).items()):
+            if inspect.isroutine(value) or isinstance(value, property) or not _is_dunder(name):
+                self._mark(name)
+                self.add(value)
+
+    def _add_object(self, value: Any) -> None:
+        """By what pickle would carry: most objects have nothing else to tell them apart."""
+        self.add(type(value))
+        if isinstance(value, property):
+            return self._add_all((value.fget, value.fset, value.fdel))
+        if isinstance(value, staticmethod | classmethod):
+            return self.add(value.__func__)
+        if hasattr(value, "__wrapped__"):  # such as by functools.cache
+            return self.add(value.__wrapped__)
+        try:
+            reduced = value.__reduce_ex__(4)
+        except Exception:  # a lock or an open file: what no pickle carries, or refuses to
+            return self.add(getattr(value, "__dict__", None))
+        if isinstance(reduced, str):  # it is found by its name
+            return self._mark(f"{getattr(value, '__module__', '')}.{reduced}")
+        make, arguments, state, items, pairs = (*reduced, None, None, None)[:5]
+        self._mark(getattr(make, "__qualname__", ""))
+        self._add_all((*arguments, state, *(items or ()), *(pairs or ())))
+        return None
 
 
-def _source(thing: Any) -> str:
+_PACKAGES = tuple(
+    {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()}
+    | set(site.getsitepackages())
+)
+_INSTALLED = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *_PACKAGES)
+
+
+@functools.cache
+def _file_digest(file: str) -> str:
     try:
-        text = textwrap.dedent(inspect.getsource(thing))
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError:  # in an archive, or made up
+        return ""
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _source(code: types.CodeType) -> str:
+    """Empty if it was made without a file, as by `exec`."""
+    try:
+        text = textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError):
-        code = getattr(thing, "__code__", None)
-        return repr((code.co_code, code.co_names)) if code else ""
+        return ""
     try:
         return ast.dump(ast.parse(text))
     except SyntaxError:  # a lambda in the middle of an expression

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import subprocess
 import sys
+from collections import deque
+from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
+import pytest
 import torch
 
 from jacjobs import Problem
+from jacjobs import fingerprint as fingerprints
 from jacjobs.fingerprint import digest, fingerprint
+from jacjobs.functions import GradientOf
 
 X = torch.ones(3)
 
@@ -57,3 +66,134 @@ def test_ignores_comments_and_survives_the_process(tmp_path: Path) -> None:
     assert run("b", offset="1", comment="# words", power="x  ** 2") == first
     assert run("c", offset="2", comment="", power="x**2") != first
     assert run("d", offset="1", comment="", power="x**3") != first
+
+
+MODULE = """
+import dataclasses, functools, torch
+from pathlib import Path
+
+@functools.cache
+def constant():
+    return {0}
+
+class Scale:
+    def __call__(self, x):
+        return self.power(x) * {1}
+    def power(self, x):
+        return x ** helper()
+
+def helper():
+    return {2}
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.temperature = {3}
+    def forward(self, x):
+        return self.inner(x) / self.temperature
+
+class Inner(torch.nn.Module):
+    def forward(self, x):
+        return x + {4}
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * x * {5}
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    factor: int = {6}
+
+def decorated(fn):
+    @functools.wraps(fn)
+    def wrapper(x):
+        return fn(x) * {7}
+    return wrapper
+
+OPTIONS, FOLDER = Options(), Path("folder-{8}")
+
+@decorated
+def everything(x):
+    return Square.apply(x) * constant() * OPTIONS.factor + len(FOLDER.name)
+
+net = Net()
+batched = torch.func.vmap(lambda x: Scale()(x) + net(x) + everything(x))
+"""
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)  # classes ask for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+def digests(folder: Path, values: list[int]) -> dict[str, str]:
+    """Of what `MODULE` defines with these values."""
+    folder.mkdir()
+    (folder / "module_to_digest.py").write_text(MODULE.format(*values))
+    module = load(folder / "module_to_digest.py")
+    return {
+        "callable": digest(module.Scale()),
+        "net": fingerprint(Problem.parameters(module.net, torch.zeros(1, 2)))["function"],
+        "transformed": digest(module.batched),
+        "gradient": digest(GradientOf(module.everything, 0)),
+    }
+
+
+def test_sees_all_that_the_function_reaches(tmp_path: Path) -> None:
+    reached_by = {
+        "callable": {1, 2},
+        "net": {3, 4},
+        "gradient": {0, 5, 6, 7, 8},
+        "transformed": set(range(9)),
+    }
+    values = list(range(1, 10))
+    first = digests(tmp_path / "first", values)
+    assert digests(tmp_path / "again", values) == first
+    for place in range(9):
+        other = digests(tmp_path / str(place), [v + 100 * (i == place) for i, v in enumerate(values)])
+        assert {key for key in first if other[key] != first[key]} == {
+            key for key, places in reached_by.items() if place in places
+        }, f"place {place}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.float32(1), np.float32(2)),
+        (torch.device("cuda", 0), torch.device("cuda", 1)),
+        (Decimal("1"), Decimal("2")),
+        (deque([1]), deque([2])),
+        (range(3), range(4)),
+        (np.array([None, 1]), np.array([None, 2])),
+        (torch.eye(3).to_sparse(), (2 * torch.eye(3)).to_sparse()),
+        (torch.tensor(1j), torch.tensor(1j).conj()),
+        ("ab".join, "cd".join),
+        (lambda x: x + 1, lambda x: x + 2),
+        (eval("lambda x: x + 1"), eval("lambda x: x + 2")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_sees_the_content_of_objects(one: object, other: object) -> None:
+    assert digest(one) == digest(copy.deepcopy(one))
+    assert digest(one) != digest(other)
+
+
+def test_an_installed_package_counts_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def marked(body: str) -> str:
+        (tmp_path / "theirs.py").write_text(body)
+        fingerprints._file_digest.cache_clear()
+        return digest(load(tmp_path / "theirs.py").f)
+
+    body = "def f(x): return x\n"
+    own = marked(body)
+    assert marked(body + "# more\n") == own
+    monkeypatch.setattr(fingerprints, "_PACKAGES", (str(tmp_path),))
+    monkeypatch.setattr(fingerprints, "_INSTALLED", (str(tmp_path),))
+    assert marked(body) != marked(body + "# more\n")
