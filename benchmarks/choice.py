@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 
-from jacjobs.run.cluster import ENVIRONMENT
+from jacjobs.run.cluster.actors import ENVIRONMENT
 
 if any(os.environ.get(key) != value for key, value in ENVIRONMENT.items()):
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ENVIRONMENT})

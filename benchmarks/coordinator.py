@@ -25,8 +25,10 @@ import jacjobs
 from jacjobs import api
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
-from jacjobs.run.cluster import Payload, RayExecutor
+from jacjobs.run.cluster.actors import Payload
+from jacjobs.run.cluster.executor import RayExecutor
 from jacjobs.run.coordinator import Coordinator, part_metadata
+from jacjobs.run.roster import MOST_IN_FLIGHT
 from jacjobs.store.folder import RunFolder
 from tests.faults.simulator import Scenario, Simulation, grid
 
@@ -53,7 +55,7 @@ def real(workers: int) -> float:
     """Blocks a second, from the first that is computed to the manifest."""
     problem = jacjobs.Problem(torch.sin, (torch.zeros(BLOCKS, 1),), in_dims=0)
     with tempfile.TemporaryDirectory(prefix="jj") as folder:
-        options = {"strategy": "vjp/vmap", "chunk": 1, "check": "off", "compression": "none"}
+        options = {"strategy": "vjp/loop", "chunk": 1, "check": "off", "compression": "none"}
         job = api._job_from_options(problem, f"{folder}/run", options)
         tiling = Tiling(
             points=BLOCKS,
@@ -91,7 +93,7 @@ class _NullAssembler:
 
 
 def bare(workers: int) -> float:
-    """Blocks a second of the same two calls a block, two blocks a worker in flight, and nothing else."""
+    """Blocks a second of the same two calls a block, with as many in flight, and nothing else."""
     computing = [ray.remote(_NullWorker).options(num_cpus=1).remote() for _ in range(workers)]
     assembler = ray.remote(_NullAssembler).options(num_cpus=0, max_concurrency=2).remote()
     for worker in computing:
@@ -107,7 +109,7 @@ def bare(workers: int) -> float:
             calls[result] = number, data
 
     began = time.perf_counter()
-    for number in [*range(workers), *range(workers)]:
+    for number in [*range(workers)] * MOST_IN_FLIGHT:
         hand_out(number)
     while done < BLOCKS:
         waiting = list(calls)

@@ -305,13 +305,11 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
         record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
         return Run(folder.uri, record, nullcontext(), _InlineRun(job, folder, record))
 
-    from jacjobs.run.cluster import (  # the one place that needs Ray
-        Payload,
-        RayRun,
-        place,
-        session,
-        worker_tuner,
-    )
+    # Only here is Ray needed.
+    from jacjobs.run.cluster.actors import Payload
+    from jacjobs.run.cluster.session import place, session
+    from jacjobs.run.cluster.tuning import worker_tuner
+    from jacjobs.run.cluster.watched import RayRun
 
     connection = session(job.cluster, _most_block_bytes(what))
     connection.__enter__()

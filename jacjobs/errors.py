@@ -33,6 +33,10 @@ class InputError(JacjobsError):
         return cls(f"{subject}: got {got}, expected {expected}{remedy}")
 
 
+class TooLargeError(InputError, MemoryError):
+    """More of J was asked for at once than the memory holds."""
+
+
 class RunDiffersError(InputError):
     """The output path holds a run of another job."""
 

@@ -47,9 +47,10 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_one_file_runs_on_ray_and_one_hands_a_dataset_to_it(path: Path) -> None:
+def test_one_folder_runs_on_ray_and_one_file_hands_a_dataset_to_it(path: Path) -> None:
     ray = any(name.split(".")[0] == "ray" for name in imports(path))
-    assert ray == (path in (PACKAGE / "run" / "cluster.py", PACKAGE / "store" / "exports.py"))
+    allowed = path.parent == PACKAGE / "run" / "cluster" or path == PACKAGE / "store" / "exports.py"
+    assert allowed or not ray
 
 
 def test_reading_a_dataset_needs_no_torch_and_no_ray() -> None:

@@ -222,8 +222,6 @@ def main() -> None:
             render.error(error.user_traceback)
         render.error(f"jacjobs: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(StoppedError.exit_code)
 
 
 def _job(

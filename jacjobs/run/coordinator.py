@@ -22,6 +22,7 @@ from jacjobs.run.ledger import Ledger, State
 from jacjobs.run.messages import StopRequested, Tick
 from jacjobs.run.patience import Patience
 from jacjobs.run.remaining import remaining
+from jacjobs.run.roster import most_in_flight
 from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
@@ -98,7 +99,7 @@ class Coordinator:
         ledger = self._ledger = self._new_ledger(before)
         if before is not None and not self._entries_total:
             return before
-        attempts = [*(before.attempts if before else ()), *self._folder.attempts()]
+        attempts = self._folder.attempts(before)
         journal = Journal(self._folder, ledger, max([0, *(a.number for a in attempts)]) + 1)
         try:
             self._drive(ledger, journal, lock)
@@ -148,7 +149,8 @@ class Coordinator:
             self._plan.block_timeout,
             self._plan.seconds * self._plan.resources.workers / max(1, tiling.blocks),
         )
-        return Ledger(tiling, left, self._workers, self._assemblers, patience)
+        most = most_in_flight(self._plan.block_bytes)
+        return Ledger(tiling, left, self._workers, self._assemblers, patience, most)
 
     def _drive(self, ledger: Ledger, journal: Journal, lock: RunLock) -> None:
         commands = ledger.start()

@@ -6,9 +6,9 @@ when it ends: all of that is decided here and nowhere else, so a test can play a
 
 A bundle is the blocks of one file: of a part, or of a spill, from which parts are read later. It belongs to
 the worker that opened it, which gets its blocks in order; there are at most as many open bundles as workers.
-A worker that finds no bundle to open helps with the oldest open one. At most `IN_FLIGHT` blocks a worker are
-on their way between "handed out" and "absorbed by an assembler": that, and the bound on open bundles, bounds
-memory however large J is. Work per event does not grow with the number of blocks.
+A worker that finds no bundle to open helps with the oldest open one. At most two blocks a worker, or a few
+more that are tiny, are on their way between "handed out" and "absorbed by an assembler": that, and the bound
+on open bundles, bounds memory however large J is. Work per event does not grow with the number of blocks.
 
 Workers and assemblers may come and go at any time; while there are none, the run waits for one. What is said
 of one that is gone, or said twice, or late, is not believed.
@@ -34,6 +34,7 @@ from typing import Literal
 
 from jacjobs.errors import IncompleteError, JacjobsError, StoppedError, WorkersError
 from jacjobs.planning.geometry import Tiling
+from jacjobs.run.bundle import OpenBundle
 from jacjobs.run.history import History
 from jacjobs.run.messages import (
     Abandon,
@@ -107,33 +108,6 @@ class _Losses:
     """Has one ever lived?"""
 
 
-@dataclass
-class _OpenBundle:
-    total: int
-    assembler: str | None
-    next: int = 0
-    again: list[int] = field(default_factory=list)
-    computing: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """By whom: by two workers, where one was late."""
-    absorbing: dict[int, str] = field(default_factory=dict)
-    held: dict[int, str] = field(default_factory=dict)
-    """Computed while no assembler lives."""
-    absorbed: set[int] = field(default_factory=set)
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self.again) or self.next < self.total
-
-    def upcoming(self) -> int:
-        return self.again[0] if self.again else self.next
-
-    def take(self) -> int:
-        if self.again:
-            return heapq.heappop(self.again)
-        self.next += 1
-        return self.next - 1
-
-
 class Ledger:
     """Feed it every event with `handle` and carry out the commands it returns, until `finished`."""
 
@@ -144,12 +118,14 @@ class Ledger:
         workers: int = 1,
         assemblers: int = 1,
         patience: Patience | None = None,
+        most_in_flight: int = IN_FLIGHT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         left:       what there is to do.
         workers, assemblers:  how many are wanted.
         patience:   how long to wait for a block.
+        most_in_flight:  blocks on their way, a worker, where they are quick.
         clock:      seconds, from any beginning.
         """
         self.state: State = "running"
@@ -174,11 +150,11 @@ class Ledger:
         self._transposer = Transposer(tiling, left.bundles, left.transposes, workers)
         self._wanted = {"worker": workers, "assembler": assemblers}
         self._losses = {"worker": _Losses(), "assembler": _Losses()}
-        self._roster = Roster()
+        self._roster = Roster(most_in_flight)
         self._gone: set[str] = set()
         """Workers and assemblers that were lost."""
         self._assemblers: dict[str, _Assembler] = {}
-        self._open: dict[int, _OpenBundle] = {}
+        self._open: dict[int, OpenBundle] = {}
         self._with_work: dict[int, None] = {}
         self._suspects: set[BlockId] = set()
         self._deaths: dict[BlockId, int] = {}
@@ -266,7 +242,7 @@ class Ledger:
     def _hand_out(self) -> list[Command]:
         commands: list[Command] = []
         # Idle workers come first; only then does one get a second block to have ready.
-        for depth in range(IN_FLIGHT):
+        for depth in range(self._roster.in_flight):
             if self.state != "running" or not (self._with_work or self._may_open()):
                 break
             for name in self._roster.free(depth):
@@ -293,7 +269,7 @@ class Ledger:
             self._transposer.begin(bundle)
             assembler = self._least_busy()
             self._assemblers[assembler].bundles.add(bundle)
-            self._open[bundle] = _OpenBundle(self._tiling.blocks_in(bundle), assembler)
+            self._open[bundle] = OpenBundle(self._tiling.blocks_in(bundle), assembler)
             self._with_work[bundle] = None
             worker.bundle = bundle
             return bundle
@@ -315,7 +291,7 @@ class Ledger:
         self._roster.give(name, block, self._clock())
         computing = self._open[block.bundle].computing
         computing[block.position] = (*computing.get(block.position, ()), name)
-        return Compute(name, block)
+        return Compute(name, block, self._roster.together)
 
     def _note_work(self, bundle: int) -> None:
         """Keep `_with_work` in step with the bundle."""
@@ -337,10 +313,10 @@ class Ledger:
             return []  # said twice, and its data is on its way
         self._roster.trust(name)
         if state == "computing":
-            seconds = self._roster.computed(name, block, self._clock())
-            if seconds is not None:
-                self._patience.took(seconds)
-            self.history.computed(name, seconds or 0.0)
+            self._roster.computed(name, block, self._clock())
+            self._patience.took(findings.seconds)
+            self._roster.pace(self._patience.usual_seconds)
+            self.history.computed(name, findings.seconds)
         bundle = self._open.get(block.bundle)
         if bundle is None or name not in bundle.computing.get(block.position, ()):
             # Its bundle was given up, another worker was faster, or it counts as lost.
@@ -367,7 +343,7 @@ class Ledger:
     def _absorb(self, assembler: str, block: BlockId, worker: str) -> Absorb:
         self._open[block.bundle].absorbing[block.position] = worker
         self._assemblers[assembler].heard = self._clock()
-        return Absorb(assembler, block, worker)
+        return Absorb(assembler, block, worker, self._roster.together)
 
     def _absorbed(self, event: BlockAbsorbed) -> list[Command]:
         block = event.block

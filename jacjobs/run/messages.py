@@ -45,8 +45,9 @@ class Findings(NamedTuple):
     nonfinite:   entries that are NaN or infinite.
     checked:     points compared with another mode of differentiation; `error` is the worst, relative.
     recomputed:  the check failed at first.
-    peak_bytes:  what the block took in memory; 0 where that cannot be measured.
+    peak_bytes:  what the block took in memory; 0 where that was not measured.
     retreats:    what was done, in words, where memory ran out.
+    seconds:     how long it took.
     """
 
     nonfinite: int = 0
@@ -55,6 +56,7 @@ class Findings(NamedTuple):
     recomputed: bool = False
     peak_bytes: int = 0
     retreats: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 NOTHING_FOUND = Findings()
@@ -187,17 +189,21 @@ class Kill:
 
 @dataclass(frozen=True)
 class Compute:
+    """`together`: how many such commands may be carried out as one, which ends when all have."""
+
     worker: str
     block: BlockId
+    together: int = 1
 
 
 @dataclass(frozen=True)
 class Absorb:
-    """Give the data that `worker` computed for `block` to the assembler."""
+    """Give the data that `worker` computed for `block` to the assembler. `together`: as of `Compute`."""
 
     assembler: str
     block: BlockId
     worker: str
+    together: int = 1
 
 
 @dataclass(frozen=True)

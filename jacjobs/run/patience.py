@@ -18,6 +18,8 @@ REMEMBERED = 101
 """The median is that of so many blocks, the latest."""
 ENOUGH = 3
 """Fewer blocks than this say nothing about the next."""
+PLENTY = 20
+"""So many say what the next will take, but for misfortune."""
 
 
 @dataclass
@@ -46,6 +48,11 @@ class Patience:
         if self._median is None:
             self._median = statistics.median(self._taken)
         return self._median
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """As `median_seconds`, but only once it is well known."""
+        return self.median_seconds if len(self._taken) >= PLENTY else None
 
     @property
     def late_after_seconds(self) -> float:

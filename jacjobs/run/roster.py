@@ -1,8 +1,8 @@
 """The workers that live, and which blocks each has on its way.
 
 A block is on its way from the moment it is handed out until its data is needed no more. A worker has at most
-`IN_FLIGHT` of them. Those that a lost worker left behind are orphans; they count against all: together there
-are never more than `IN_FLIGHT` for each worker that lives, which bounds memory.
+`in_flight` of them. Those that a lost worker left behind are orphans; they count against all: together there
+are never more than `in_flight` for each worker that lives, which bounds memory.
 
 A worker that may be gone with its node, unnoticed since nothing was asked of it, is in doubt: it gets no
 block until it shows life.
@@ -18,6 +18,11 @@ from jacjobs.run.messages import BlockId
 
 IN_FLIGHT = 2
 """Blocks on their way, a worker: one computed while the one before is absorbed."""
+MOST_IN_FLIGHT = 32
+QUEUE_BYTES = 1 << 20
+QUEUE_SECONDS = 0.05
+"""A worker has more blocks on their way, up to `MOST_IN_FLIGHT`, while they are so small and so quick that
+together they take less: asking for one takes about a millisecond, in which its worker would wait."""
 
 
 @dataclass
@@ -35,10 +40,18 @@ class Member:
         return [block for block, what in self.blocks.items() if what == "computing"]
 
 
+def most_in_flight(block_bytes: int) -> int:
+    """Blocks of that size that a worker may have on their way, however quick they are."""
+    return max(IN_FLIGHT, min(MOST_IN_FLIGHT, QUEUE_BYTES // block_bytes))
+
+
 class Roster:
-    def __init__(self) -> None:
+    def __init__(self, most: int = IN_FLIGHT) -> None:
+        """most: blocks that a worker may have on their way, if they are quick."""
+        self.in_flight = IN_FLIGHT
+        self._most = most
         self._workers: dict[str, Member] = {}
-        self._free: tuple[dict[str, None], ...] = tuple({} for _ in range(IN_FLIGHT))
+        self._free: tuple[dict[str, None], ...] = tuple({} for _ in range(most))
         """Those with room for another block, by how many they have."""
         self._held = 0
         """Blocks that count against a worker that lives."""
@@ -60,7 +73,18 @@ class Roster:
     @property
     def full(self) -> bool:
         """Is as much on its way as may be?"""
-        return self.blocks_in_flight >= IN_FLIGHT * len(self._workers)
+        return self.blocks_in_flight >= self.in_flight * len(self._workers)
+
+    def pace(self, block_seconds: float | None) -> None:
+        """Blocks take about so long."""
+        if block_seconds is not None:
+            queue = int(QUEUE_SECONDS / block_seconds) if block_seconds else self._most
+            self.in_flight = max(IN_FLIGHT, min(self._most, queue))
+
+    @property
+    def together(self) -> int:
+        """Blocks that may be asked for at once: so that a worker has as many again to go on with."""
+        return self.in_flight // IN_FLIGHT
 
     def free(self, blocks: int) -> list[str]:
         """Workers that have so many blocks, and room for another."""
@@ -118,13 +142,11 @@ class Roster:
         self._held += 1
         self._note_room(name)
 
-    def computed(self, name: str, block: BlockId, now: float) -> float | None:
-        """Say that the block has come. Returns how long it took, if that can be said."""
+    def computed(self, name: str, block: BlockId, now: float) -> None:
+        """The block has come."""
         worker = self._workers[name]
-        seconds = now - worker.since if worker.computing[0] == block else None
         worker.blocks[block] = "absorbing"
         worker.since = now
-        return seconds
 
     def state(self, name: str, block: BlockId) -> Literal["computing", "absorbing"] | None:
         """Of a block that this worker has or had, as far as its data is still awaited."""
@@ -138,7 +160,7 @@ class Roster:
         self._orphans.discard((name, block))
         worker = self._workers.get(name)
         if worker is not None and block in worker.blocks:
-            if len(worker.blocks) < IN_FLIGHT:
+            if len(worker.blocks) < self._most:
                 self._free[len(worker.blocks)].pop(name, None)
             del worker.blocks[block]
             self._held -= 1
@@ -152,5 +174,5 @@ class Roster:
 
     def _note_room(self, name: str) -> None:
         worker = self._workers[name]
-        if len(worker.blocks) < IN_FLIGHT and worker.doubted_since is None:
+        if len(worker.blocks) < self._most and worker.doubted_since is None:
             self._free[len(worker.blocks)][name] = None

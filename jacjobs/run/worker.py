@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +14,15 @@ from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block, is
 from jacjobs.autodiff.check import Checker
 from jacjobs.autodiff.estimate import device_of
 from jacjobs.autodiff.legality import tolerance
-from jacjobs.autodiff.meter import worker_peak
+from jacjobs.autodiff.meter import AllocatedPeak, ResidentPeak, worker_peak
 from jacjobs.errors import CheckError, DeviceLostError, DeviceMemoryError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.messages import BlockId, Findings
 from jacjobs.shape import Rectangle
 
+PEAK_SECONDS = 0.05
+"""So often the peak of a block's memory is looked at: that takes as long as a tiny block."""
 RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}
 """What computes a block again that failed its check: no batching, no forward-mode rule."""
 
@@ -41,6 +45,7 @@ class Worker:
         self._problem = problem.to(device)
         self._plan = plan
         self._makes = "columns" if plan.by_columns else "rows"
+        self._looked = -PEAK_SECONDS
         self._pace = Pace(plan.strategy, plan.chunk, plan.leaner)
         self._checker = None
         if plan.checked_by is not None:
@@ -58,10 +63,11 @@ class Worker:
         CheckError where two modes of differentiation disagree for good, DeviceMemoryError where not even one
         product fits the memory, DeviceLostError where only a new process can go on.
         """
+        began = time.perf_counter()
         rectangle = self._plan.tiling.block(*block)
         self._pace.retreats.clear()
         try:
-            with worker_peak(device_of(self._problem)) as peak:
+            with self._peak() as peak:
                 values, findings = self._checked(rectangle, self._made(rectangle, self._pace))
                 nonfinite = self._nonfinite(rectangle, values)
                 values = self._lines(values)
@@ -69,9 +75,9 @@ class Worker:
             raise
         except ProductTooLargeError as error:
             raise self._does_not_fit(f"one product of {error}", error.__cause__) from None
+        except torch.AcceleratorError as error:
+            raise DeviceLostError(f"{rectangle}: {_first_line(error)}") from None
         except Exception as error:
-            if isinstance(error, torch.AcceleratorError):
-                raise DeviceLostError(f"{rectangle}: {str(error).partition(chr(10))[0]}") from None
             if is_out_of_memory(error):  # of the host, for the block itself, or for the check at one point
                 raise self._does_not_fit(f"{rectangle} of the Jacobian", error) from None
             raise function_error(error, f"while computing {rectangle}") from None
@@ -79,10 +85,18 @@ class Worker:
             values,
             findings._replace(
                 nonfinite=nonfinite,
-                peak_bytes=peak.nbytes or 0,
+                peak_bytes=peak.nbytes or 0 if peak is not None else 0,
                 retreats=tuple(self._pace.retreats),
+                seconds=time.perf_counter() - began,
             ),
         )
+
+    def _peak(self) -> AbstractContextManager[AllocatedPeak | ResidentPeak | None]:
+        now = time.monotonic()
+        if now - self._looked < PEAK_SECONDS:
+            return nullcontext()
+        self._looked = now
+        return worker_peak(device_of(self._problem))
 
     def _made(self, rectangle: Rectangle, pace: Pace) -> NDArray[Any]:
         return compute_block(self._problem, pace, rectangle, self._plan.shape.dtype)
@@ -97,7 +111,7 @@ class Worker:
 
     def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
         plan = self._plan
-        said = str(error).partition("\n")[0] or type(error).__name__
+        said = _first_line(error) or type(error).__name__
         return DeviceMemoryError(
             f"{what} does not fit the memory of {plan.resources.device.name}: predicted were "
             f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
@@ -150,3 +164,7 @@ class Worker:
                 "or --set compute.nonfinite=warn"
             )
         return count
+
+
+def _first_line(error: BaseException | None) -> str:
+    return str(error).partition("\n")[0]

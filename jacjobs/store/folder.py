@@ -183,13 +183,13 @@ class RunFolder:
             self.place.remove_folder(ATTEMPTS)
         return written
 
-    def attempts(self) -> list[Attempt]:
-        """The records that attempts left since the last manifest, in their order. A damaged one is left out:
-        it tells a story, and nothing depends on it.
+    def attempts(self, manifest: Manifest | None) -> list[Attempt]:
+        """The records that attempts left: those in the manifest, and those since, in their order. A damaged
+        one is left out: it tells a story, and nothing depends on it.
         """
         with reading(self.place.at(ATTEMPTS)):
             names = sorted(self.place.files(ATTEMPTS))
-        found = []
+        found = [] if manifest is None else list(manifest.attempts)
         for name in names:
             with contextlib.suppress(StoreError):
                 found.append(self._read(f"{ATTEMPTS}/{name}", Attempt))

@@ -64,10 +64,9 @@ class RunLock:
     def check(self) -> None:
         """Raises StoreError if somebody took this lock, since its holder seemed to be gone."""
         if self._taken_by is not None:
-            by = f"process {self._taken_by.get('pid')} on {self._taken_by.get('host')}"
             raise StoreError(
-                f"run {self._place} was taken over by {by}, since this process showed no life for "
-                f"{STALE_SECONDS:.0f} s; it goes on there"
+                f"run {self._place} was taken over by {_named(self._taken_by)}, since this process showed no "
+                f"life for {STALE_SECONDS:.0f} s; it goes on there"
             )
 
     def _beat(self) -> None:
@@ -94,8 +93,9 @@ class RunLock:
             if self._place.create(NAME, mine):
                 return True
             found = self._read()
-            stale = found is not None and _is_stale(self._place, found)
-            return found is not None and stale and self._place.exchange(NAME, found, mine)
+            if found is None or not _is_stale(self._place, found):
+                return False
+            return self._place.exchange(NAME, found, mine)
 
     def _read(self) -> bytes | None:
         try:
@@ -112,7 +112,10 @@ def holder_of(place: Place) -> str | None:
             return None
     except OSError:
         return None
-    holder = _holder(found) or {}
+    return _named(_holder(found) or {})
+
+
+def _named(holder: dict[str, object]) -> str:
     return f"process {holder.get('pid')} on {holder.get('host')}"
 
 

@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.errors import InputError
-
-
-class TooLargeError(InputError, MemoryError):
-    """More of J was asked for at once than the memory holds."""
+from jacjobs.errors import TooLargeError
 
 
 def room(extent: tuple[int, ...], dtype: Any, make: Callable[..., NDArray[Any]] = np.zeros) -> NDArray[Any]:

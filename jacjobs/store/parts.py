@@ -22,11 +22,10 @@ import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 
-from jacjobs.errors import StoreError
+from jacjobs.errors import StoreError, TooLargeError
 from jacjobs.shape import Box, Rectangle
 from jacjobs.store.commit import reason
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
-from jacjobs.store.memory import TooLargeError
 from jacjobs.store.place import Place
 from jacjobs.store.schema import part_name, part_rectangle, part_schema, record_indices
 from jacjobs.store.selection import Overlap, Wanted, boxes_of

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from jacjobs.shape import Rectangle, Segment, Tree
 from jacjobs.store import products
-from jacjobs.store.attempt import Attempt
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.memory import room
 from jacjobs.store.parts import Parts
@@ -298,14 +297,9 @@ class JacobianDataset:
             "checks": None if self.manifest is None else self.manifest.checks,
             "parts": len(self.part_names),
             "bytes": sum(sizes.get(name, 0) for name in self.part_names),
-            "attempts": [attempt.model_dump(mode="json") for attempt in self._attempts()],
+            "attempts": [each.model_dump(mode="json") for each in self._folder.attempts(self.manifest)],
         }
         return {**content, **self._source().extremes()}
-
-    def _attempts(self) -> list[Attempt]:
-        """How the run was carried out so far."""
-        before = [] if self.manifest is None else list(self.manifest.attempts)
-        return before + self._folder.attempts()
 
     # -- within --------------------------------------------------------------------------------------------
 

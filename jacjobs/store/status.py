@@ -46,8 +46,7 @@ def status_of(path: str | Path) -> Status:
     record, manifest = folder.record(), folder.manifest()
     names = folder.part_names()
     entries = sum(part.entries for name in names if (part := part_rectangle(name)) is not None)
-    attempts = [*(manifest.attempts if manifest else ()), *folder.attempts()]
-    last = max(attempts, key=lambda attempt: attempt.number, default=None)
+    last = max(folder.attempts(manifest), key=lambda attempt: attempt.number, default=None)
     holder = holder_of(folder.place)
     shape = record.shape
     return Status(

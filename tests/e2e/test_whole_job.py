@@ -15,6 +15,7 @@ import pytest
 
 import jacjobs
 from tests.conftest import JOBS
+from tests.faults.job import wait_for
 
 pytestmark = pytest.mark.ray
 MIB = 1 << 20
@@ -48,13 +49,6 @@ def family(process: psutil.Popen) -> list[psutil.Process]:
         return []
 
 
-def wait_for(condition, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-
-
 class Peak(NamedTuple):
     """MiB: everything resident, and without the pages of the object store that all processes share."""
 
@@ -68,14 +62,14 @@ def test_memory_of_every_process_is_bounded_and_does_not_grow_with_the_job(tmp_p
     small, large = (peak_memory(submit(tmp_path / str(limit), limit)) for limit in limits)
     print(f"peak MiB, by process: {small} at 256 images, {large} at 1,024")
     for peaks in (small, large):
-        assert {"driver", "_WorkerActor", "_AssemblerActor", "_CoordinatorActor"} <= set(peaks)
+        assert {"driver", "WorkerActor", "AssemblerActor", "CoordinatorActor"} <= set(peaks)
         assert max(peak.resident for peak in peaks.values()) * MIB < BOUND_BYTES
     # Four times the work, and no more memory but for blocks, which are cut finer where J is small. A worker
     # has a block in two forms; of those in flight, two a worker, an assembler may have to keep all.
     fewer, more = (jacjobs.open(tmp_path / str(limit)).record.plan["tiling"] for limit in limits)
     growth = (more["block_points"] - fewer["block_points"]) * BLOCK_MIB_A_POINT
-    blocks = {"_WorkerActor": 2, "_AssemblerActor": 2 * 2}
-    for name in ("driver", "_WorkerActor", "_AssemblerActor", "_CoordinatorActor"):
+    blocks = {"WorkerActor": 2, "AssemblerActor": 2 * 2}
+    for name in ("driver", "WorkerActor", "AssemblerActor", "CoordinatorActor"):
         assert large[name].private < 1.1 * small[name].private + blocks.get(name, 0) * growth, name
 
 

@@ -102,8 +102,10 @@ class TroubledJob:
             return error
         raise AssertionError("it completed")
 
-    def resume_here(self) -> None:
+    def check_resumed(self) -> None:
+        """Resumed in this process, it ends with the bytes of an undisturbed run."""
         jacjobs.api.resume(self.out, address="inline").wait()
+        assert parts(self.out) == self.undisturbed()
 
     def undisturbed(self) -> dict[str, bytes]:
         """The parts that this job makes when nothing happens."""

@@ -49,6 +49,4 @@ def write_straight_to_the_final_name() -> None:
 if __name__ == "__main__":
     if "naive" in sys.argv:
         write_straight_to_the_final_name()
-    run = submit(Path(sys.argv[1]), sys.argv[2])
-    print("submitted", flush=True)
-    run.wait()
+    submit(Path(sys.argv[1]), sys.argv[2]).wait()

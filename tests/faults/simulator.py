@@ -36,6 +36,7 @@ from jacjobs.run.messages import (
     Compute,
     Drop,
     Event,
+    Findings,
     Kill,
     Ping,
     StartAssembler,
@@ -85,6 +86,7 @@ class Scenario:
     assemblers: int = 1
     nodes: int = 1
     block_seconds: float = 5.0
+    most_in_flight: int = IN_FLIGHT
     crash: float = 0.0
     node_loss: float = 0.0
     slow: float = 0.0
@@ -208,15 +210,15 @@ class Simulation:
 
     def _attempt(self) -> str:
         left = remaining(self.tiling, self.disk.parts.__contains__, self.disk.spills.__contains__)
-        self._to_make = set(left.bundles) if not self.tiling.spills else set()
-        self._found = set(self.disk.spills)
-        self._swept_or_made = {p for parts in left.transposes.values() for p in parts}
+        parts = [p for parts in left.transposes.values() for p in parts]
+        self._to_make = sorted(parts if self.tiling.spills else left.bundles)
         self.ledger = self._make_ledger(
             self.tiling,
             left,
             self.scenario.workers,
             self.scenario.assemblers,
             Patience("auto", self.scenario.block_seconds),
+            self.scenario.most_in_flight,
             clock=lambda: self.now,
         )
         self.computes = 0
@@ -240,8 +242,10 @@ class Simulation:
             if not steps:
                 raise BrokenRuleError("no end in sight")
             self.now, _, attempt, action, arguments = heapq.heappop(self._queue)
-            if attempt == self.attempts or action == self._absorb_late:
+            if attempt == self.attempts:
                 action(*arguments)
+            elif action == self._absorb:
+                self._absorb_late(*arguments)
         if self._dead_coordinator:
             self._end_all(zombies=True)
             return "crashed"
@@ -292,7 +296,7 @@ class Simulation:
         commands = self.ledger.handle(event)
         self._most_workers = max(self._most_workers, self.ledger.workers)
         self._carry_out(commands)
-        if self.ledger.blocks_in_flight > IN_FLIGHT * max(1, self._most_workers):
+        if self.ledger.blocks_in_flight > self.scenario.most_in_flight * max(1, self._most_workers):
             raise BrokenRuleError(
                 f"{self.ledger.blocks_in_flight} blocks on their way, {self._most_workers} workers"
             )
@@ -317,9 +321,9 @@ class Simulation:
                 case Absorb(name, block, worker):
                     if (worker, block) not in self._data:
                         raise BrokenRuleError(f"{block} of {worker} is to be absorbed, and nobody has it")
-                    self._ask(name)
+                    actor = self._ask(name)
                     self._requests[name, block] += 1
-                    self._later(self._soon() + self.random.uniform(0, 1), self._absorb, name, block, worker)
+                    self._later(self._soon() + self.random.uniform(0, 1), self._absorb, actor, block, worker)
                 case Drop(block, worker):
                     self._data.pop((worker, block), None)
                 case Abandon(name, bundle):
@@ -338,7 +342,7 @@ class Simulation:
                     for bundle in self.tiling.bundles_of(point):
                         self.disk.spills.pop(bundle, None)
         self.most_in_store = max(self.most_in_store, len(self._data))
-        if len(self._data) > IN_FLIGHT * max(1, self._most_workers):
+        if len(self._data) > self.scenario.most_in_flight * max(1, self._most_workers):
             raise BrokenRuleError(f"{len(self._data)} blocks in the store, {self._most_workers} workers")
 
     def _ask(self, name: str) -> _Actor:
@@ -489,7 +493,7 @@ class Simulation:
         self._data[name, block] = "asked"
         self._requests[name, block] += 1
         actor.queue.append(block)
-        if len(actor.queue) + actor.busy > IN_FLIGHT:
+        if len(actor.queue) + actor.busy > self.scenario.most_in_flight:
             raise BrokenRuleError(f"{name} has {len(actor.queue) + actor.busy} blocks to compute")
         self._compute_next(actor)
 
@@ -506,14 +510,14 @@ class Simulation:
         elif hangs.get(block, 0) > 0:
             hangs[block] -= 1  # and that is the last that anybody hears of it
         else:
-            self._later(seconds, self._computed, actor, block)
+            self._later(seconds, self._computed, actor, block, seconds)
 
     def _killed(self, actor: _Actor, block: BlockId) -> None:
         if actor.alive:
             actor.alive = False
             self._later(self._soon(), self._lost, actor, f"killed by {block}")
 
-    def _computed(self, actor: _Actor, block: BlockId) -> None:
+    def _computed(self, actor: _Actor, block: BlockId, seconds: float) -> None:
         if not actor.alive:
             return
         actor.busy = False
@@ -526,12 +530,11 @@ class Simulation:
             if self._data.get((actor.name, block)) == "asked":
                 self._data[actor.name, block] = "computed"
 
-        self._tell(actor, BlockComputed(actor.name, block), computed)
+        self._tell(actor, BlockComputed(actor.name, block, Findings(seconds=seconds)), computed)
 
     # -- assemblers ----------------------------------------------------------------------------------------
 
-    def _absorb(self, name: str, block: BlockId, worker: str) -> None:
-        actor = self._actors[name]
+    def _absorb(self, actor: _Actor, block: BlockId, worker: str) -> None:
         if not actor.alive:
             return
         if self._data.get((worker, block)) == "gone":
@@ -540,7 +543,7 @@ class Simulation:
                 self._data.pop((worker, block), None)
                 self.losses_at[block] += 1
 
-            self._tell(actor, BlockLost(name, block, "its node is gone"), forget)
+            self._tell(actor, BlockLost(actor.name, block, "its node is gone"), forget)
             return
         if self._disk_full > 0 and self._happens(0.05):
             self._disk_full = -self._disk_full + 1  # room is made before the next attempt
@@ -548,8 +551,8 @@ class Simulation:
             return
         self._take(actor, block, worker)
 
-    def _absorb_late(self, actor: _Actor, block: BlockId) -> None:
-        """By an assembler that a coordinator before this one had started."""
+    def _absorb_late(self, actor: _Actor, block: BlockId, worker: str) -> None:
+        """By an assembler that a coordinator before this one had started, and that outlives it."""
         if actor.alive:
             self._put(actor, block)
 
@@ -619,7 +622,7 @@ class Simulation:
             if ledger.blocks_done != ledger.blocks_total or ledger.blocks_total != blocks:
                 raise BrokenRuleError(f"complete with {ledger.blocks_done} of {blocks} blocks")
             made = sorted(int(record.name) for record in ledger.committed)
-            if made != sorted(self._swept_or_made or self._to_make):
+            if made != self._to_make:
                 raise BrokenRuleError(f"complete, and the parts made are {made}")
         elif state == "incomplete":
             for block in ledger.quarantined:
@@ -740,7 +743,8 @@ def any_scenario(seed: int, workers: int | None = None) -> Scenario:
         workers=workers,
         assemblers=chance.choice([1, 1, 2, 3]),
         nodes=chance.choice([1, 2, 4]) if workers < 100 else 50,
-        block_seconds=chance.choice([0.05, 1.0, 5.0, 60.0]),
+        block_seconds=chance.choice([0.002, 0.05, 1.0, 5.0, 60.0]),
+        most_in_flight=chance.choice([IN_FLIGHT, IN_FLIGHT, 3, 16]),
         crash=sometimes(0.001, 0.005, 0.02),
         node_loss=sometimes(0.001, 0.02),
         slow=sometimes(0.05, 0.3),

@@ -104,8 +104,7 @@ def run(
 def resume(job: TroubledJob, disk: Disk) -> None:
     """When the cause is gone: what is missing is made, and is the same as ever."""
     job.out = disk.seen(disk.path / "run")
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
 
 
 def check_clean(disk: Disk, committed: int) -> None:
@@ -192,8 +191,7 @@ def test_a_folder_is_denied(job: TroubledJob, row: Record) -> None:
     assert f"cannot write {job.out}/part-" in ended.says
     assert "Traceback" not in ended.errors
     assert len(parts(job.out)) == 1
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     assert not list(scratch.iterdir())
     row(
         "Writing is denied",

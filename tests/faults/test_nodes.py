@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError, OutOfMemoryError, RayTaskError
 
-from jacjobs.run.cluster import RayExecutor, _Call
+from jacjobs.run.cluster.executor import Call, RayExecutor
 from jacjobs.run.messages import AssemblerLost, BlockId, BlockLost
 from tests.faults.job import ROOT
 
@@ -121,7 +121,8 @@ def test_what_ray_reports_of_an_assembler_is_put_down_to_whom_it_concerns(
 ) -> None:
     """An error of the data says nothing of the assembler; a death has more names than ActorDiedError."""
     executor = RayExecutor.__new__(RayExecutor)
-    executor._actors, executor._calls, executor._data = {}, {}, {}
-    assert isinstance(
-        executor._failed(_Call("absorb", "assembler-0", BlockId(0, 1), "worker-1"), error), expected
-    )
+    executor._actors, executor._calls, executor._data, executor._gathered = {}, {}, {}, {}
+    blocks = tuple(("worker-1", BlockId(0, position)) for position in range(2))
+    events = list(executor._failed(Call("absorb", "assembler-0", blocks), error))
+    assert {type(event) for event in events} == {expected}
+    assert len(events) == (2 if expected is BlockLost else 1), "of both blocks, or of the assembler, once"

@@ -21,8 +21,9 @@ import torch
 import jacjobs
 from jacjobs.cli.app import main
 from jacjobs.errors import IncompleteError, InputError, NonFiniteError, StoppedError, StoreError, WorkersError
-from jacjobs.run import cluster
-from jacjobs.run.cluster import Payload, RayExecutor
+from jacjobs.run.cluster import session
+from jacjobs.run.cluster.actors import Payload
+from jacjobs.run.cluster.executor import RayExecutor
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.ledger import Ledger
 from jacjobs.store import lock
@@ -104,7 +105,7 @@ def test_an_assembler_is_killed(job: TroubledJob, row: Record) -> None:
     run = job.submit()
     job.wait_until_met(6)
     wait_for(lambda: (now := run.progress()) is not None and now.blocks_done == 6)
-    (assembler,) = actors("_AssemblerActor")
+    (assembler,) = actors("AssemblerActor")
     assembler.kill()
     job.calm(6)
     run.wait()
@@ -128,15 +129,14 @@ def test_the_coordinator_is_killed(job: TroubledJob, row: Record) -> None:
     job.trouble(6, "hold")
     run = job.submit()
     job.wait_until_met(6)
-    (coordinator,) = actors("_CoordinatorActor")
+    (coordinator,) = actors("CoordinatorActor")
     coordinator.kill()
     with pytest.raises(WorkersError) as caught:
         run.wait()
     job.calm(6)
-    wait_for(lambda: not actors("_WorkerActor") and not actors("_AssemblerActor"))
+    wait_for(lambda: not actors("WorkerActor") and not actors("AssemblerActor"))
     assert len(parts(job.out)) == 1
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "The coordinator is killed",
         caused_by="`SIGKILL` of its process, while the command that watches it lives",
@@ -153,8 +153,7 @@ def test_the_driver_is_killed(job: TroubledJob, row: Record) -> None:
     process.kill()
     ended = ending(process)
     job.calm(6)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     wait_for(lambda: not job.relatives())
     assert ended.code == -signal.SIGKILL
     row(
@@ -178,8 +177,7 @@ def test_the_embedded_ray_breaks(job: TroubledJob, row: Record) -> None:
     assert ended.code == 1, ended
     assert "Traceback" not in ended.errors
     job.calm(6)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "The embedded Ray breaks",
         caused_by="`SIGKILL` of the raylet that `jacjobs submit` started",
@@ -192,12 +190,12 @@ def test_the_embedded_ray_breaks(job: TroubledJob, row: Record) -> None:
 def test_each_server_of_the_embedded_ray_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its gcs_server, Ray would end this process after a minute, by an abort."""
     servers = [psutil.Popen(["sleep", "60"]) for _ in range(2)]
-    monkeypatch.setattr(cluster, "_SERVERS", servers)
-    cluster._check_servers()
+    monkeypatch.setattr(session, "_SERVERS", servers)
+    session.check_servers()
     servers[1].kill()
     wait_for(lambda: servers[1].status() == psutil.STATUS_ZOMBIE)
     with pytest.raises(WorkersError, match=r"sleep was killed, or crashed\); `jacjobs resume` goes on"):
-        cluster._check_servers()
+        session.check_servers()
     for server in servers:
         server.kill()
         server.wait()
@@ -219,8 +217,7 @@ def test_a_signal_stops_the_run(job: TroubledJob, row: Record, number: signal.Si
     assert ended.code == 75, ended
     assert "resume" in ended.says
     assert not job.relatives()
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         f"`{number.name}`",
         caused_by=f"`{number.name}` to the command, while a block is computed",
@@ -245,8 +242,7 @@ def test_a_second_signal_leaves_at_once(job: TroubledJob, row: Record, number: s
     assert "resume" in ended.says
     wait_for(lambda: not job.relatives(), 10)
     job.calm(5)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         f"`{number.name}`, twice",
         caused_by=f"{SENT[number]}, and again before the block on its way has come",
@@ -282,8 +278,7 @@ def test_every_worker_hangs_at_one_point(job: TroubledJob, row: Record) -> None:
     assert "was not there after" in str(error)
     assert len(parts(job.out)) == 2, "the rest is there"
     job.calm(11)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "Every worker hangs at one point",
         caused_by="a function that sleeps for ever there, and `compute.block_timeout=4.0`",
@@ -343,8 +338,7 @@ def test_the_function_raises_at_one_point(
     assert "points 6:7" in lines[-1]
     assert len(parts(job.out)) == 1
     job.calm(6)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "The function raises at one point",
         caused_by="a function that does so",
@@ -362,8 +356,7 @@ def test_the_jacobian_has_a_nan(job: TroubledJob, row: Record) -> None:
     assert "1 entry that is NaN or infinite" in str(error)
     assert "point 6, row 3, column 7" in str(error)
     job.calm(6)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "One entry of J is NaN",
         caused_by="a derivative that is NaN there",
@@ -409,8 +402,7 @@ def test_the_memory_of_the_host_is_full(job: TroubledJob, row: Record) -> None:
     assert "memory of its node was full" in ended.says
     assert len(parts(job.out)) == 2, "the rest is there"
     job.calm(11)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "The memory of a host is full",
         caused_by="a function that allocates without end at one point; Ray's memory monitor kills the worker",
@@ -426,8 +418,7 @@ def test_memory_is_limited(job: TroubledJob, row: Record) -> None:
     error = job.failure()
     assert "MemoryError" in str(error)
     job.calm(6)
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "A process may have no more memory",
         caused_by="a limit on addresses (`ulimit -v`) that the function meets, even in its smallest chunk",
@@ -546,8 +537,7 @@ def test_a_suspended_holder_leaves_the_run_to_whoever_took_it(
     assert half_a_part.exists(), "only the holder of the lock clears up"
     second.check()
     second.release()
-    job.resume_here()
-    assert parts(job.out) == job.undisturbed()
+    job.check_resumed()
     row(
         "A process that was suspended wakes, and another one has taken its run over",
         caused_by="a lock that another holder took, since its own showed no life",

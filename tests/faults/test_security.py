@@ -1018,7 +1018,7 @@ def test_params_come_back_from_a_run_as_they_were(tmp_path: Path) -> None:
 def test_a_local_ray_has_no_dashboard_and_its_tokens_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from jacjobs.run.cluster import session
+    from jacjobs.run.cluster.session import session
 
     given: dict[str, Any] = {}
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
@@ -1065,7 +1065,7 @@ RUNS_CODE = {
 }
 ALLOWED = {
     "__init__.py": {"importlib.import_module"},  # of jacjobs.api, when it is first asked for
-    "run/cluster.py": {"cloudpickle.loads"},  # of a problem, on its way to the workers of its own cluster
+    "run/cluster/actors.py": {"cloudpickle.loads"},  # of a problem, on its way to its workers
     "jobspec.py": {"description.loader.exec_module", "importlib.import_module"},  # the job's problem
 }
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,10 +29,12 @@ from jacjobs.errors import (
 from jacjobs.planning import geometry
 from jacjobs.planning.planner import Plan
 from jacjobs.run import inline
-from jacjobs.run.cluster import Payload, RayExecutor, _Call
+from jacjobs.run.cluster.actors import Payload
+from jacjobs.run.cluster.executor import Call, RayExecutor
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.messages import AssemblerJoined, AssemblerLost, BlockId, Event, StartAssembler
-from jacjobs.store.folder import RunFolder
+from jacjobs.run.roster import MOST_IN_FLIGHT
+from jacjobs.store.folder import Manifest, RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 X = torch.linspace(-1, 1, 60_000, dtype=torch.float64).reshape(6000, 10)
@@ -412,6 +414,57 @@ def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) 
     assert len(contents(tmp_path / "a")) == 2
 
 
+class CountingExecutor(RayExecutor):
+    """Says how many blocks each call was about."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def _send(self, name: str) -> None:
+        self.sizes.append(len(self._gathered[name]))
+        super()._send(name)
+
+
+def test_tiny_blocks_travel_together_and_one_that_kills_its_worker_harms_no_other(tmp_path: Path) -> None:
+    points, died = 1200, tmp_path / "died"
+
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        if os.getpid() != HERE and x == 700 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.sin(x)
+
+    problem = jacjobs.Problem(fn, (torch.arange(points, dtype=torch.float64)[:, None],), in_dims=0)
+    job = api._job_from_options(problem, "unnamed", {"strategy": "vjp/loop", "chunk": 1, "check": "off"})
+    tiling = geometry.Tiling(
+        points=points,
+        rows=1,
+        columns=1,
+        part_points=points // 4,
+        part_lines=1,
+        block_points=1,
+        block_rows=1,
+        block_columns=1,
+    )
+    record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}))
+    plan, metadata = Plan.model_validate(record.plan), part_metadata(record)
+
+    def run(name: str, executor: Any, *arguments: Any) -> Manifest:
+        folder = RunFolder(tmp_path / name)
+        folder.create(record)
+        ours = executor(*arguments, plan, folder.uri, metadata)
+        return Coordinator(record, folder.uri, lambda: ours, workers=2 - (name == "whole")).run()
+
+    run("whole", inline.InlineExecutor, problem)
+    CountingExecutor.sizes.clear()
+    attempt = run("a", CountingExecutor, Payload.pack(problem)).attempts[-1]
+    assert died.exists()
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+    assert attempt.failures_total == 1
+    assert attempt.blocks_repeated <= MOST_IN_FLIGHT
+    assert len(CountingExecutor.sizes) < points, "of two calls a block, if each went alone"
+    assert 2 <= max(CountingExecutor.sizes) <= MOST_IN_FLIGHT // 2
+
+
 def test_an_assembler_that_raises_is_taken_for_lost_since_it_gave_its_bundle_up(tmp_path: Path) -> None:
     """And an executor that waits for nothing does not spin."""
 
@@ -429,7 +482,7 @@ def test_an_assembler_that_raises_is_taken_for_lost_since_it_gave_its_bundle_up(
     event = next(iter(executor.poll(60)))
     assert isinstance(event, AssemblerJoined)
     assert event.assembler == "assembler-0"
-    executor._calls[absorb.remote()] = _Call("absorb", "assembler-0", BlockId(0, 0), "worker-1")
+    executor._calls[absorb.remote()] = Call("absorb", "assembler-0", (("worker-1", BlockId(0, 0)),))
     (event,) = executor.poll(60)
     executor.close()
     assert isinstance(event, AssemblerLost)

@@ -29,6 +29,7 @@ from jacjobs.run.messages import (
     WorkerLost,
 )
 from jacjobs.run.remaining import Remaining, remaining
+from jacjobs.run.roster import most_in_flight
 from tests.faults.simulator import Scenario, Simulation, grid, spilling
 
 FOR_EVER = 10**9
@@ -227,3 +228,19 @@ def test_nothing_missing_is_complete_at_once() -> None:
     ledger = Ledger(grid(3, 2), Remaining([], 0, 0, {}), workers=2)
     assert ledger.start() == []
     assert ledger.state == "complete"
+
+
+@pytest.mark.parametrize(
+    ("block_seconds", "most", "queued"), [(0.001, 16, 16), (0.001, 2, 2), (0.01, 16, 5), (1.0, 16, 2)]
+)
+def test_a_worker_has_more_blocks_on_their_way_while_they_are_quick(
+    block_seconds: float, most: int, queued: int
+) -> None:
+    run = played(
+        grid(2, 200), workers=1, block_seconds=block_seconds, most_in_flight=most, jitter_seconds=1e-6
+    )
+    assert abs(run.most_in_store - queued) <= (queued == 5), "of the median, which is not quite that"
+
+
+def test_only_tiny_blocks_may_queue_up() -> None:
+    assert [most_in_flight(nbytes) for nbytes in (8, 1 << 16, 1 << 17, 1 << 20, 1 << 26)] == [32, 16, 8, 2, 2]
