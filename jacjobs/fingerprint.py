@@ -108,7 +108,7 @@ class _Walk:
         self.hash.update(flat.view(torch.uint8).numpy().data)
 
     def _add_function(self, function: types.FunctionType) -> None:
-        self._mark(f"{function.__module__}.{function.__qualname__}")
+        self._mark(function.__qualname__)
         self._add_all((function.__defaults__, function.__kwdefaults__))
         for cell in function.__closure__ or ():
             self._add_cell(cell)
@@ -127,12 +127,15 @@ class _Walk:
             self._mark("empty")
 
     def _add_installed(self, module: str | None, file: str | None) -> bool:
-        """Is this Python's, torch's, this package's, or of another that was installed?"""
-        if (module or "builtins").partition(".")[0] in ("builtins", "jacjobs", "torch"):
-            return True
-        if file is None or not file.startswith(("<frozen", *_INSTALLED)):
+        """Is this Python's, torch's, this package's, or of another that was installed?
+
+        The name of a user's module does not count: it is `__main__` where the module is run.
+        """
+        library = (module or "builtins").partition(".")[0] in ("builtins", "jacjobs", "torch")
+        if not library and (file is None or not file.startswith(("<frozen", *_INSTALLED))):
             return False
-        if file.startswith(_PACKAGES):
+        self._mark(module or "")
+        if file is not None and not library and file.startswith(_PACKAGES):
             self._mark(_file_digest(file))
         return True
 
@@ -148,7 +151,7 @@ class _Walk:
                     self.add(constant)
 
     def _add_class(self, cls: type) -> None:
-        self._mark(f"{cls.__module__}.{cls.__qualname__}")
+        self._mark(cls.__qualname__)
         if self._add_installed(cls.__module__, getattr(sys.modules.get(cls.__module__), "__file__", None)):
             return
         self._add_all(cls.__bases__)

@@ -63,6 +63,7 @@ def test_ignores_comments_and_survives_the_process(tmp_path: Path) -> None:
         ).stdout.strip()
 
     first = run("a", offset="1", comment="", power="x**2")
+    assert digest(load(tmp_path / "a.py").f) == first, "run, or imported"
     assert run("b", offset="1", comment="# words", power="x  ** 2") == first
     assert run("c", offset="2", comment="", power="x**2") != first
     assert run("d", offset="1", comment="", power="x**3") != first
