@@ -67,7 +67,7 @@ def real(workers: int) -> float:
             block_rows=1,
             block_columns=1,
         )
-        record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}))
+        record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
         place = RunFolder(job.output.path)
         place.create(record)
         plan, metadata = Plan.model_validate(record.plan), part_metadata(record)

@@ -345,9 +345,13 @@ def _most_block_bytes(what: RunRecord | _Draft) -> int:
 
 @dataclass(frozen=True)
 class _Draft:
-    """What a plan is made from, before anything is measured."""
+    """What a plan is made from, before anything is measured.
+
+    marks:  of the problem before it was called, as a later attempt meets it: a call may leave traces.
+    """
 
     job: Job
+    marks: dict[str, str]
     facts: Facts
     resources: Resources
 
@@ -375,6 +379,7 @@ class _Draft:
 
 def _draft(job: Job, device: str | None = None) -> _Draft:
     """Look at the problem. Raises what `survey` raises."""
+    marks = fingerprint(job.problem)
     memory, path = job.compute.memory, job.output.path
     if device is None:
         resources = resources_here(job.cluster, memory, path)
@@ -382,14 +387,15 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
         resources = resources_named(device, job.cluster, memory, path)
     stored = job.output.dtype or job.problem.shape.dtype
     sample = stored if job.output.compression == "auto" else None
-    return _Draft(job, survey(job.problem, job.compute.strategy, resources, sample=sample), resources)
+    facts = survey(job.problem, job.compute.strategy, resources, sample=sample)
+    return _Draft(job, marks, facts, resources)
 
 
 def _created(
     job: Job, folder: RunFolder, draft: _Draft, tune: Callable[[Chooser, float], list[Timing]]
 ) -> RunRecord:
     """Tune, freeze the plan, and make the folder."""
-    record = _new_record(job, draft.tuned(tune))
+    record = _new_record(job, draft.tuned(tune), draft.marks)
     if folder.is_run:
         folder.clear()
     folder.create(record)
@@ -529,8 +535,7 @@ def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:
     return record.model_copy(update={"plan": plan})
 
 
-def _new_record(job: Job, plan: Plan) -> RunRecord:
-    marks = fingerprint(job.problem)
+def _new_record(job: Job, plan: Plan, marks: dict[str, str]) -> RunRecord:
     options = _result_options(job)
     content = plan.model_dump(mode="json", include=THE_RESULT)
     run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
+import linecache
 import subprocess
 import sys
 from collections import deque
@@ -17,10 +19,11 @@ import torch
 
 from jacjobs import Problem
 from jacjobs import fingerprint as fingerprints
+from jacjobs.errors import InputError
 from jacjobs.fingerprint import digest, fingerprint
 from jacjobs.functions import GradientOf
 
-X = torch.ones(3)
+X, W = torch.ones(3), torch.zeros(3)
 
 
 def scaled(factor: float):  # type: ignore[no-untyped-def]
@@ -164,6 +167,36 @@ def test_sees_all_that_the_function_reaches(tmp_path: Path) -> None:
         }, f"place {place}"
 
 
+def wrapped(fn, how):  # type: ignore[no-untyped-def]
+    return functools.wraps(fn)(lambda x: how(fn, x))
+
+
+class Wrapper:
+    """A decorator that is a class."""
+
+    def __init__(self, fn, factor: int) -> None:  # type: ignore[no-untyped-def]
+        functools.update_wrapper(self, fn)
+        self.factor = factor
+
+
+class Weights(dict[str, int]):
+    def __init__(self, factor: int, **weights: int) -> None:
+        super().__init__(**weights)
+        self.factor = factor
+
+
+def lambda_named(name: str):  # type: ignore[no-untyped-def]
+    return {"sin": lambda x: torch.sin(x), "cos": lambda x: torch.cos(x)}[name]
+
+
+def with_attribute(value: int):  # type: ignore[no-untyped-def]
+    def fn(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    fn.value = value  # type: ignore[attr-defined]
+    return fn
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -178,6 +211,21 @@ def test_sees_all_that_the_function_reaches(tmp_path: Path) -> None:
         ("ab".join, "cd".join),
         (lambda x: x + 1, lambda x: x + 2),
         (eval("lambda x: x + 1"), eval("lambda x: x + 2")),
+        (eval("lambda x: x + 1"), eval("lambda x: x - 1")),
+        ([torch.relu, torch.tanh, torch.relu], [torch.relu, torch.tanh, torch.tanh]),
+        ([X, W, X], [X, W, W]),
+        ({"a": {"b": 1}, "c": 2}, {"a": {"b": 1, "c": 2}}),
+        (((0, 1), 2), ((0, 1, 2),)),
+        (wrapped(torch.sin, lambda fn, x: 2 * fn(x)), wrapped(torch.sin, lambda fn, x: 3 * fn(x))),
+        (
+            wrapped(torch.nn.functional.relu, lambda fn, x: fn(x)),
+            wrapped(torch.nn.functional.relu, lambda fn, x: 1),
+        ),
+        (Wrapper(torch.sin, 2), Wrapper(torch.sin, 3)),
+        (Weights(1, w=2), Weights(1, w=3)),
+        (lambda_named("sin"), lambda_named("cos")),
+        (with_attribute(1), with_attribute(2)),
+        (torch.empty(2, device="meta"), torch.empty(3, device="meta")),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -198,3 +246,54 @@ def test_an_installed_package_counts_by_its_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fingerprints, "_PACKAGES", (str(tmp_path),))
     monkeypatch.setattr(fingerprints, "_INSTALLED", (str(tmp_path),))
     assert marked(body) != marked(body + "# more\n")
+
+
+def test_sees_what_is_reached_through_a_module_of_the_users(tmp_path: Path) -> None:
+    def marked(body: str) -> str:
+        (tmp_path / "their_helpers.py").write_text(f"def unused(x): return 1\ndef f(x): return {body}\n")
+        module = load(tmp_path / "their_helpers.py")
+        names = {"their_helpers": module, "__name__": "job"}
+        exec("def fn(x): return their_helpers.f(x)", names)
+        return digest(names["fn"])
+
+    assert marked("x") == marked("x")
+    linecache.clearcache()
+    assert marked("x") != marked("x + 1")
+
+
+def test_a_subclass_of_a_container_counts_with_its_methods(tmp_path: Path) -> None:
+    def marked(body: str) -> str:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(
+            "from typing import NamedTuple\nclass Fn(NamedTuple):\n    w: int = 1\n"
+            f"    def __call__(self, x): return {body}\n"
+        )
+        return digest(load(path).Fn())
+
+    assert marked("x * self.w") == marked("x * self.w")
+    assert marked("x * self.w") != marked("x + self.w")
+
+
+def test_hooks_count_by_what_they_do() -> None:
+    """Not by the number that torch gives them, which counts all hooks of the process."""
+
+    def net(factor: float) -> torch.nn.Module:
+        made = torch.nn.Linear(2, 2)
+        torch.nn.init.zeros_(made.weight)
+        torch.nn.init.zeros_(made.bias)
+        made.register_forward_hook(lambda module, inputs, output: factor * output)
+        return made
+
+    assert digest(net(1.0)) == digest(net(1.0))
+    assert digest(net(1.0)) != digest(net(2.0))
+
+
+def test_what_has_no_end_is_refused_in_a_sentence() -> None:
+    class Node:
+        pass
+
+    one, other = Node(), Node()
+    one.others, other.others = {other}, {one}  # type: ignore[attr-defined]
+    problem = Problem(lambda x: x * len(one.others), (X,))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="nested too deeply"):
+        fingerprint(problem)

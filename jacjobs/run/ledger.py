@@ -545,7 +545,9 @@ class Ledger:
         for name, worker in self._roster.overdue(now, self._patience.hung_after_seconds):
             block = worker.computing[0]
             cause = f"{self._tiling.block(*block)} was not there after {now - worker.since:,.0f} s"
-            commands += [Kill(name), *self._lose_worker(name, cause, guilty=block)]
+            # Of blocks that come together, nobody knows at which it is: all are suspects, and go alone next.
+            guilty = block if worker.at_once == 1 else None
+            commands += [Kill(name), *self._lose_worker(name, cause, guilty)]
         for name in self._roster.doubted(now, DOUBT_SECONDS):
             cause = f"no sign of life for {DOUBT_SECONDS:.0f} s"
             commands += [Kill(name), *self._lose_worker(name, cause)]

@@ -54,16 +54,15 @@ class Patience:
         """As `median_seconds`, but only once it is well known."""
         return self.median_seconds if len(self._taken) >= PLENTY else None
 
-    @property
-    def late_after_seconds(self) -> float:
+    def late_after_seconds(self, together: int = 1) -> float:
+        """For blocks that come together, so many."""
         median = self.median_seconds
-        return float("inf") if median is None else max(SLOW_SECONDS, SLOW_FACTOR * median)
+        return float("inf") if median is None else max(SLOW_SECONDS, SLOW_FACTOR * median * together)
 
-    @property
-    def hung_after_seconds(self) -> float:
+    def hung_after_seconds(self, together: int = 1) -> float:
         if self.limit_seconds == "off":
             return float("inf")
         if self.limit_seconds != "auto":
-            return self.limit_seconds
+            return self.limit_seconds * together
         usual = max(self.median_seconds or 0.0, self.expected_seconds)
-        return max(HUNG_SECONDS, HUNG_FACTOR * usual)
+        return max(HUNG_SECONDS, HUNG_FACTOR * usual * together)

@@ -10,7 +10,7 @@ block until it shows life.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,11 +33,18 @@ class Member:
     doubted_since: float | None = None
     blocks: dict[BlockId, Literal["computing", "absorbing"]] = field(default_factory=dict)
     bundle: int | None = None
+    together: int = 1
+    """So many blocks may have been asked for in one call."""
 
     @property
     def computing(self) -> list[BlockId]:
         """In the order in which it computes them."""
         return [block for block, what in self.blocks.items() if what == "computing"]
+
+    @property
+    def at_once(self) -> int:
+        """Of the blocks that it computes, how many may come at once."""
+        return min(self.together, len(self.computing))
 
 
 def most_in_flight(block_bytes: int) -> int:
@@ -137,6 +144,8 @@ class Roster:
         worker = self._workers[name]
         if not worker.computing:
             worker.since = now
+            worker.together = 1
+        worker.together = max(worker.together, self.together)
         self._free[len(worker.blocks)].pop(name)
         worker.blocks[block] = "computing"
         self._held += 1
@@ -166,10 +175,10 @@ class Roster:
             self._held -= 1
             self._note_room(name)
 
-    def overdue(self, now: float, seconds: float) -> Iterator[tuple[str, Member]]:
-        """Those that have been at a block for longer than so."""
+    def overdue(self, now: float, after_seconds: Callable[[int], float]) -> Iterator[tuple[str, Member]]:
+        """Those that have been at it for longer than so many blocks may take, which come together."""
         for name, worker in list(self._workers.items()):
-            if worker.blocks and now - worker.since > seconds and worker.computing:
+            if worker.computing and now - worker.since > after_seconds(worker.at_once):
                 yield name, worker
 
     def _note_room(self, name: str) -> None:

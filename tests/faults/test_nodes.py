@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from ray.exceptions import ActorDiedError, ObjectReconstructionFailedError, OutOfMemoryError, RayTaskError
@@ -121,8 +122,16 @@ def test_what_ray_reports_of_an_assembler_is_put_down_to_whom_it_concerns(
 ) -> None:
     """An error of the data says nothing of the assembler; a death has more names than ActorDiedError."""
     executor = RayExecutor.__new__(RayExecutor)
-    executor._actors, executor._calls, executor._data, executor._gathered = {}, {}, {}, {}
-    blocks = tuple(("worker-1", BlockId(0, position)) for position in range(2))
-    events = list(executor._failed(Call("absorb", "assembler-0", blocks), error))
+    assembler, lost, kept = Mock(), Mock(**{"hex.return_value": "0f"}), Mock(**{"hex.return_value": "1f"})
+    executor._actors, executor._calls, executor._gathered = {"assembler-0": assembler}, {}, {}
+    blocks = tuple(("worker-1", BlockId(0, position)) for position in range(3))
+    executor._data = dict(zip(blocks, [(lost, 0), (lost, 1), (kept, 0)], strict=True))
+    with patch("ray.kill"):
+        events = list(executor._failed(Call("absorb", "assembler-0", blocks), error))
     assert {type(event) for event in events} == {expected}
-    assert len(events) == (2 if expected is BlockLost else 1), "of both blocks, or of the assembler, once"
+    if expected is BlockLost:
+        assert [event.block.position for event in events] == [0, 1], "what was not lost is asked for again"
+        assembler.absorb.remote.assert_called_once_with([(0, 2, 0, 0)], kept)
+        assert set(executor._data) == {blocks[2]}
+    else:
+        assert len(events) == 1

@@ -88,7 +88,7 @@ def coordinator_in_this_process(job: TroubledJob) -> Coordinator:
     """Over Ray, but for the coordinator: what a test changes in here counts."""
     made = jacjobs.api.job_from_spec(jacjobs.jobspec.read_job(job.file, []), job.folder)
     plan = jacjobs.api.plan_job(made)
-    record = jacjobs.api._new_record(made, plan)
+    record = jacjobs.api._new_record(made, plan, {})
     RunFolder(job.out).create(record)
     payload = Payload.pack(made.problem, made.modules)
     return Coordinator(

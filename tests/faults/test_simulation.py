@@ -147,14 +147,14 @@ def test_a_run_without_workers_is_paused_and_goes_on_when_one_comes() -> None:
 
 def test_nobody_is_late_before_enough_is_known_and_the_users_word_counts() -> None:
     patience = Patience(expected_seconds=20.0)
-    assert patience.late_after_seconds == float("inf")
-    assert patience.hung_after_seconds == 2000.0
+    assert patience.late_after_seconds() == float("inf")
+    assert patience.hung_after_seconds() == 2000.0
     for seconds in (1.0, 3.0, 2.0):
         patience.took(seconds)
-    assert patience.late_after_seconds == 20.0
-    assert patience.hung_after_seconds == 2000.0
-    assert Patience(limit_seconds=5.0, expected_seconds=20.0).hung_after_seconds == 5.0
-    assert Patience(limit_seconds="off").hung_after_seconds == float("inf")
+    assert patience.late_after_seconds() == 20.0
+    assert patience.hung_after_seconds() == 2000.0
+    assert Patience(limit_seconds=5.0, expected_seconds=20.0).hung_after_seconds() == 5.0
+    assert Patience(limit_seconds="off").hung_after_seconds() == float("inf")
 
 
 # -- planted bugs ------------------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) 
     """What the worker computed is kept, and nothing more is asked of it."""
     problem = deadly_problem(points=12, killer=1)
     job = api._job_from_options(problem, str(tmp_path / "a"), {"strategy": "vjp/vmap", "chunk": 100})
-    record = api._new_record(job, api.plan_job(job))
+    record = api._new_record(job, api.plan_job(job), {})
     folder = RunFolder(tmp_path / "a")
     folder.create(record)
     metadata = part_metadata(record)
@@ -445,7 +445,7 @@ def test_tiny_blocks_travel_together_and_one_that_kills_its_worker_harms_no_othe
         block_rows=1,
         block_columns=1,
     )
-    record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}))
+    record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
     plan, metadata = Plan.model_validate(record.plan), part_metadata(record)
 
     def run(name: str, executor: Any, *arguments: Any) -> Manifest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from jacjobs.errors import FunctionError, IncompleteError, StoppedError, Workers
 from jacjobs.planning.geometry import Tiling
 from jacjobs.run.ledger import Ledger
 from jacjobs.run.messages import (
+    Absorb,
     AssemblerJoined,
     AssemblerLost,
+    BlockAbsorbed,
     BlockComputed,
     BlockId,
     BlockRaised,
     Compute,
+    Findings,
     Kill,
     Ping,
     StartWorker,
@@ -244,3 +248,32 @@ def test_a_worker_has_more_blocks_on_their_way_while_they_are_quick(
 
 def test_only_tiny_blocks_may_queue_up() -> None:
     assert [most_in_flight(nbytes) for nbytes in (8, 1 << 16, 1 << 17, 1 << 20, 1 << 26)] == [32, 16, 8, 2, 2]
+
+
+def test_of_tiny_blocks_that_come_together_none_is_blamed_before_it_hangs_alone() -> None:
+    now = [0.0]
+    tiling = grid(1, 100)
+    ledger = Ledger(tiling, all_of(tiling), most_in_flight=16, clock=lambda: now[0])
+    ledger.start()
+    ledger.handle(AssemblerJoined("a"))
+    commands = ledger.handle(WorkerJoined("w"))
+    asked = deque[BlockId]()
+    while commands or ledger.blocks_done < 40:
+        if not commands:
+            commands = ledger.handle(BlockComputed("w", asked.popleft(), Findings(seconds=0.001)))
+        command = commands.pop(0)
+        if isinstance(command, Compute):
+            asked.append(command.block)
+        elif isinstance(command, Absorb):
+            commands += ledger.handle(BlockAbsorbed("a", command.block))
+    assert len(asked) == 16
+    now[0] = 700.0
+    commands = ledger.handle(Tick())
+    assert commands[0] == Kill("w")
+    assert not ledger._deaths
+    assert set(ledger.history.failures[0].blocks) >= {str(tiling.block(*block)) for block in asked}
+    commands = ledger.handle(WorkerJoined("v"))
+    (alone,) = [command for command in commands if isinstance(command, Compute)]
+    now[0] += 700.0
+    ledger.handle(Tick())
+    assert ledger._deaths == {alone.block: 1}

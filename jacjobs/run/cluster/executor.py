@@ -183,13 +183,26 @@ class RayExecutor:
         which Ray reports in many ways.
         """
         if call.kind == "absorb" and isinstance(origin_of(error), ray.exceptions.ObjectLostError):
-            for worker, block in call.blocks:
-                self._data.pop((worker, block), None)
-            return [BlockLost(call.actor, block, cause_of(error)) for _, block in call.blocks]
+            return list(self._lost(call, origin_of(error)))
         if call.kind == "transpose" and isinstance(error, ray.exceptions.RayTaskError):
             return [TransposeLost(call.actor, call.part, cause_of(error))]
         # An assembler that raised has given up the bundle, with all that was in it: it counts as dead too.
         return [self._lose(call, cause_of(error))]
+
+    def _lost(self, call: Call, error: BaseException) -> Iterator[Event]:
+        """One source of a call was lost, and so nothing of it was done. What others hold is asked for again,
+        alone.
+        """
+        lost = getattr(error, "object_ref_hex", None)
+        sources = {each: self._data[each][0].hex() for each in call.blocks}
+        if lost not in sources.values():
+            lost = None
+        for worker, block in call.blocks:
+            if lost in (None, sources[worker, block]):
+                self._data.pop((worker, block))
+                yield BlockLost(call.actor, block, cause_of(error))
+            else:
+                self._gather(call.actor, (worker, block), together=1)
 
     def _answer(self, call: Call, result: Any) -> Iterator[Event]:
         match call.kind:
