@@ -7,7 +7,7 @@
 | 2    | a job file, an argument or a place is wrong; nothing was started or written |
 | 3    | the user's function raised, or its Jacobian is not finite or fails the check |
 | 4    | incomplete: some blocks could not be computed, the rest is there            |
-| 75   | stopped on request (EX_TEMPFAIL: a scheduler may requeue)                   |
+| 75   | stopped on request, or left alone while it runs elsewhere (EX_TEMPFAIL: a scheduler may requeue) |
 """
 
 from __future__ import annotations
@@ -103,3 +103,23 @@ class UnsoundError(JacjobsError):
 
 class StoreError(JacjobsError):
     """The dataset cannot be written or read: disk full, denied, damaged, not a run."""
+
+
+class DetachedError(JacjobsError):
+    """This process does not watch any more; the run goes on elsewhere."""
+
+    exit_code = 75
+
+
+def error_of(exit_code: int, message: str, traceback: str = "") -> JacjobsError:
+    """The error that another process ended with, by its exit code."""
+    match exit_code:
+        case FunctionError.exit_code:
+            return FunctionError(message, traceback)
+        case InputError.exit_code:
+            return InputError(message)
+        case IncompleteError.exit_code:
+            return IncompleteError(message)
+        case StoppedError.exit_code:
+            return StoppedError(message)
+    return WorkersError(message)

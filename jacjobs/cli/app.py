@@ -3,69 +3,88 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jacjobs.cli import render
-from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError, UnsoundError
+from jacjobs.cli import events, remote, render
+from jacjobs.cli.remote import is_remote
+from jacjobs.cli.sinks import LogFormat, reporting, sink_for
+from jacjobs.errors import FunctionError, InputError, JacjobsError, UnsoundError
 
 if TYPE_CHECKING:
-    from jacjobs.api import Job, Run
+    from jacjobs.api import Job
+    from jacjobs.jobspec import JobSpec
+
+EXAMPLES = """Examples:
+
+  jacjobs plan job.yaml              how large, which strategy, how long
+
+  jacjobs submit job.yaml            compute it on this machine
+
+  jacjobs resume runs/digits         finish what was interrupted
+
+  jacjobs show runs/digits           what is there
+
+  jacjobs submit job.yaml --address http://HEAD:8265 --out s3://bucket/run
+
+                                     … on a cluster; then status, logs, stop
+
+Exit codes: 0 complete, 1 failed, 2 wrong input, 3 the function raised,
+4 incomplete, 75 stopped.
+"""
 
 app = typer.Typer(
     name="jacjobs",
     help="Large Jacobians as batch jobs: torch in, Parquet out, within the memory there is.",
+    epilog=EXAMPLES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+PREPARE, COMPUTE, WATCH, READ = "Before a run", "Run", "Watch", "Read"
 
 JobOrRun = Annotated[
     str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or the folder of a run or its URI.")
 ]
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run, or its URI.")]
+AnyRun = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="The folder of a run or its URI; with --address, a job's name or id."),
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file.")
 ]
 Out = Annotated[str | None, typer.Option(metavar="PATH", help="Where the dataset goes (output.path).")]
 Address = Annotated[
-    str | None, typer.Option(metavar="ADDRESS", help="local, inline, auto, HOST:PORT or ray://… .")
+    str | None,
+    typer.Option(metavar="ADDRESS", help="local, inline, auto, HOST:PORT, ray://…, or http://HEAD:8265."),
+]
+Head = Annotated[
+    str | None, typer.Option("--address", metavar="http://HEAD:8265", help="Of the cluster where it runs.")
 ]
 Memory = Annotated[
     str | None,
     typer.Option(metavar="BYTES", help="Memory for products in each worker: 8GiB, or 0.9 of what is free."),
 ]
+Follow = Annotated[
+    bool, typer.Option("--follow/--no-follow", help="Watch a job on a cluster to its end; Ctrl-C leaves it.")
+]
+Format = Annotated[
+    LogFormat, typer.Option(metavar="text|json", help="How to say what happens: json is a line an event.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-@app.command()
-def submit(
-    job: JobFile,
-    overrides: Set = None,
-    out: Out = None,
-    address: Address = None,
-    memory: Memory = None,
-    force_new: Annotated[
-        bool, typer.Option("--force-new", help="Replace the run of a different job that is there.")
-    ] = False,
-) -> None:
-    """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest."""
-    from jacjobs.api import submit_job
-
-    settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
-    _follow(submit_job(_job(job, settings, out, address, memory)))
+# -- before a run --------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def plan(
     job: JobOrRun,
     overrides: Set = None,
@@ -93,7 +112,7 @@ def plan(
         render.plan(made)
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def tune(
     job: JobFile,
     overrides: Set = None,
@@ -122,47 +141,60 @@ def tune(
     render.note(f"\n{out / 'tune.csv'}, {out / 'tune.png'}")
 
 
-@app.command()
-def resume(run: RunPath, address: Address = None) -> None:
-    """Finish a run that was interrupted, with the plan that it began with."""
-    from jacjobs.api import resume as resume_run
-
-    _follow(resume_run(run, address=address))
+# -- runs ----------------------------------------------------------------------------------------------------
 
 
-@app.command()
-def status(run: RunPath, as_json: AsJson = False) -> None:
-    """Say where a run stands, from its folder alone: who works on it, how far it is, what was lost."""
-    from jacjobs.store.status import status_of
-
-    found = status_of(run)
-    if as_json:
-        _print_json(render.status_content(found))
-    else:
-        render.status(found)
-
-
-@app.command("list")
-def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
-    as_json: AsJson = False,
+@app.command(rich_help_panel=COMPUTE)
+def submit(
+    job: JobFile,
+    overrides: Set = None,
+    out: Out = None,
+    address: Address = None,
+    memory: Memory = None,
+    force_new: Annotated[
+        bool, typer.Option("--force-new", help="Replace the run of a different job that is there.")
+    ] = False,
+    follow: Follow = True,
+    log_format: Format = "text",
 ) -> None:
-    """List the runs below a folder (runs, if none is given) with their states."""
-    from jacjobs.store.status import Status, statuses_below
+    """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest.
 
-    if not folder.is_dir():
-        raise InputError.about(str(folder), got="no such folder", expected="a folder with runs below it")
-    found = list(statuses_below(folder))
-    if as_json:
-        runs = [render.status_content(each) for each in found if isinstance(each, Status)]
-        _print_json(runs + [{"path": str(e[0]), "error": str(e[1])} for e in found if isinstance(e, tuple)])
-    else:
-        render.statuses(found, folder)
+    With --address http://HEAD:8265 the job's folder travels to that cluster and runs there. To submit it
+    again while it runs is to watch it.
+    """
+    sink = sink_for(log_format)
+    with reporting(sink):
+        settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
+        spec = _spec(job, settings, out, address, memory)
+        if is_remote(spec.cluster.address):
+            remote.submit(spec, job, sink, follow)
+            return
+        from jacjobs.api import job_from_spec, submit_job
+        from jacjobs.cli.follow import follow as follow_run
+
+        follow_run(submit_job(job_from_spec(spec, job.absolute().parent)), sink)
 
 
-@app.command()
-def stop(run: RunPath) -> None:
+@app.command(rich_help_panel=COMPUTE)
+def resume(run: AnyRun, address: Address = None, follow: Follow = True, log_format: Format = "text") -> None:
+    """Finish a run that was interrupted, with the plan that it began with."""
+    sink = sink_for(log_format)
+    with reporting(sink):
+        if address is not None and is_remote(address):
+            remote.resume(run, address, sink, follow)
+            return
+        from jacjobs.api import resume as resume_run
+        from jacjobs.cli.follow import follow as follow_run
+
+        follow_run(resume_run(run, address=address), sink)
+
+
+@app.command(rich_help_panel=COMPUTE)
+def stop(run: AnyRun, address: Head = None) -> None:
     """Ask whoever works on a run to stop, wherever that is; what was committed stays."""
+    if address is not None:
+        remote.stop(run, _head(address))
+        return
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.status import status_of
 
@@ -175,7 +207,75 @@ def stop(run: RunPath) -> None:
     )
 
 
-@app.command()
+# -- watching ------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=WATCH)
+def status(run: AnyRun, address: Head = None, as_json: AsJson = False) -> None:
+    """Say where a run stands, from its folder alone: who works on it, how far it is, what was lost."""
+    if address is not None:
+        remote.status(run, _head(address), as_json)
+        return
+    from jacjobs.store.status import status_of
+
+    found = status_of(run)
+    if as_json:
+        _print_json(render.status_content(found))
+    else:
+        render.status(found)
+
+
+@app.command(rich_help_panel=WATCH)
+def logs(
+    run: AnyRun,
+    address: Head = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run has ended.")] = False,
+    log_format: Format = "text",
+) -> None:
+    """Say what happened to a run: its attempts, what was lost and why. Of a job on a cluster: all it said."""
+    sink = sink_for(log_format)
+    with reporting(sink):
+        if address is not None:
+            remote.logs(run, _head(address), sink, follow)
+            return
+        from jacjobs.cli.follow import watch
+        from jacjobs.store.folder import RunFolder
+
+        folder = RunFolder(run)
+        folder.require_run()
+        for attempt in folder.attempts(folder.manifest()):
+            for event in events.told(attempt):
+                sink.tell(event)
+        if follow:
+            watch(run, sink)
+
+
+@app.command("list", rich_help_panel=WATCH)
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to look.")] = Path("runs"),
+    address: Head = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs below a folder (runs, if none is given) with their states, or the jobs on a cluster."""
+    if address is not None:
+        remote.list_runs(_head(address), as_json)
+        return
+    from jacjobs.store.status import Status, statuses_below
+
+    if not folder.is_dir():
+        raise InputError.about(str(folder), got="no such folder", expected="a folder with runs below it")
+    found = list(statuses_below(folder))
+    if as_json:
+        runs = [render.status_content(each) for each in found if isinstance(each, Status)]
+        _print_json(runs + [{"path": str(e[0]), "error": str(e[1])} for e in found if isinstance(e, tuple)])
+    else:
+        render.statuses(found, folder)
+
+
+# -- reading -------------------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=READ)
 def show(run: RunPath, as_json: AsJson = False) -> None:
     """Show what a run holds: shape, segments, norm and extremes."""
     from jacjobs.store.reader import open_run
@@ -187,7 +287,7 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
         render.summary(summary)
 
 
-@app.command()
+@app.command(rich_help_panel=READ)
 def verify(
     run: RunPath,
     against: Annotated[
@@ -224,6 +324,22 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def _spec(
+    path: Path,
+    overrides: list[str] | None,
+    out: str | None = None,
+    address: str | None = None,
+    memory: str | None = None,
+) -> JobSpec:
+    from jacjobs.jobspec import read_job
+
+    settings = list(overrides or [])
+    settings += [f"output.path={json.dumps(out)}"] if out is not None else []
+    settings += [f"cluster.address={json.dumps(address)}"] if address is not None else []
+    settings += [f"compute.memory={memory}"] if memory is not None else []
+    return read_job(path, settings)
+
+
 def _job(
     path: Path,
     overrides: list[str] | None,
@@ -231,56 +347,21 @@ def _job(
     address: str | None = None,
     memory: str | None = None,
 ) -> Job:
-    from jacjobs.jobspec import read_job
-
-    settings = list(overrides or [])
-    settings += [f"output.path={json.dumps(out)}"] if out is not None else []
-    settings += [f"cluster.address={json.dumps(address)}"] if address is not None else []
-    settings += [f"compute.memory={memory}"] if memory is not None else []
-    spec = read_job(path, settings)
-    if spec.cluster.address.startswith(("http://", "https://")):
-        raise InputError.about(
-            "cluster.address",
-            got=spec.cluster.address,
-            expected="local, inline, auto, HOST:PORT or ray://…",
-            do="submitting through the Ray Jobs API is not there yet",
-        )
+    """Its problem, built here: of a job that runs elsewhere too."""
     from jacjobs.api import job_from_spec
 
-    return job_from_spec(spec, path.absolute().parent)
+    return job_from_spec(_spec(path, overrides, out, address, memory), path.absolute().parent)
 
 
-def _follow(run: Run) -> None:
-    """Watch a run to its end. A first Ctrl-C or SIGTERM asks it to stop, a second leaves at once."""
-    render.plan_line(run.plan, run.path)
-    try:
-        with _stopping(run), render.watching(run):
-            manifest = run.wait()
-    except KeyboardInterrupt:  # typer would make it 130
-        raise StoppedError(
-            "left at once; what was committed stays, and `jacjobs resume` goes on from there"
-        ) from None
-    render.finished(run.path, manifest)
-
-
-@contextmanager
-def _stopping(run: Run) -> Iterator[None]:
-    asked = False
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        render.note("stopping: no new blocks; once more to leave at once")
-        run.stop()
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _head(address: str) -> str:
+    if not is_remote(address):
+        raise InputError.about(
+            "--address",
+            got=address,
+            expected="that of a Ray dashboard, http://HEAD:8265",
+            do="leave it out: a run's folder says all that is known of it",
+        )
+    return address
 
 
 def _print_json(content: Any) -> None:

@@ -1,36 +1,24 @@
-"""What the commands print: tables for people, a live bar on a terminal, plain lines elsewhere."""
+"""What the commands print for people: tables and sentences."""
 
 from __future__ import annotations
 
 import csv
-import math
 import re
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from jacjobs.api import Run
+    from jacjobs.cli.events import Event
     from jacjobs.errors import JacjobsError
     from jacjobs.planning.planner import Candidate, Plan
-    from jacjobs.run.coordinator import Progress as RunProgress
     from jacjobs.run.tradeoff import Reading
-    from jacjobs.store.folder import Manifest
     from jacjobs.store.status import Status
     from jacjobs.store.verify import Verdict
 
-LINE_SECONDS = 5.0
-"""How often a log line appears where there is no terminal."""
-REFRESH_SECONDS = 0.2
-PAUSE_SECONDS = 30.0
-"""Until then workers are starting."""
 SEGMENTS_SHOWN = 20
 ATTEMPTS_SHOWN = 5
 FAILURES_SHOWN = 5
@@ -41,6 +29,14 @@ _UNPRINTABLE = re.compile(
 """Controls, marks that turn the direction of writing, and halves of surrogate pairs."""
 _out = Console(highlight=False, emoji=False)
 _err = Console(stderr=True, highlight=False, emoji=False)
+
+
+def console() -> Console:
+    return _out
+
+
+def is_terminal() -> bool:
+    return _out.is_terminal
 
 
 def error(text: str) -> None:
@@ -83,9 +79,9 @@ def plan(made: Plan) -> None:
         ("parts", f"{tiling.parts:,} of up to {size(part)}"),
         ("check", checking(made)),
     ]
-    _print_rows(rows)
+    print_rows(rows)
     note("")
-    _print_table(
+    print_table(
         ("strategy", "chunk", "memory", "time", ""),
         [_candidate_row(candidate, made.strategy) for candidate in made.candidates],
     )
@@ -140,7 +136,7 @@ def tradeoff(measured: Sequence[Reading], made: Plan) -> None:
                 ", ".join(remarks),
             )
         )
-    _print_table(("strategy", "chunk", "a second", "memory", "predicted", "all of J", ""), rows)
+    print_table(("strategy", "chunk", "a second", "memory", "predicted", "all of J", ""), rows)
     note("")
     note(
         f"chosen by `jacjobs submit`: {made.strategy}, chunks of {made.chunk:,}, "
@@ -155,26 +151,28 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def plan_line(made: Plan, path: str) -> None:
-    tiling = made.tiling
-    note(
-        f"J is {made.shape}, {size(made.shape.total_bytes)}: {made.strategy}, chunks of {made.chunk:,}, "
-        f"{count(tiling.blocks, 'block')}, {count(tiling.parts, 'part')} → {path}"
-    )
-
-
-def finished(path: str, manifest: Manifest) -> None:
-    written = sum(part.bytes for part in manifest.parts)
-    note(
-        f"complete: {count(len(manifest.parts), 'part')}, {size(written)} in {path} "
-        f"({manifest.timings['seconds']:.1f} s)"
-    )
-    note(checked(manifest.checks))
-    last = manifest.attempts[-1] if manifest.attempts else None
-    if last is not None and last.failures_total:
-        lost = count(last.failures_total, "failure")
-        again = count(last.blocks_repeated, "block")
-        note(f"{lost} on the way, {again} computed again: `jacjobs show {path}` tells")
+def event(what: Event) -> None:
+    """An event, as people read it."""
+    match what["event"]:
+        case "plan":
+            blocks, parts = count(what["blocks"], "block"), count(what["parts"], "part")
+            note(
+                f"J is {what['shape']}, {size(what['bytes'])}: {what['strategy']}, chunks of "
+                f"{what['chunk']:,}, {blocks}, {parts} → {what['path']}"
+            )
+        case "complete":
+            parts, path = count(what["parts"], "part"), what["path"]
+            note(f"complete: {parts}, {size(what['bytes'])} in {path} ({what['seconds']:.1f} s)")
+            note(checked(what["checks"]))
+            if what["failures"]:
+                lost, again = count(what["failures"], "failure"), count(what["blocks_repeated"], "block")
+                note(f"{lost} on the way, {again} computed again: `jacjobs show {path}` tells")
+        case "error":
+            if what["traceback"]:
+                error(what["traceback"])
+            error(f"jacjobs: {what['message']}")
+        case "note":
+            note(what["text"])
 
 
 def summary(content: dict[str, Any]) -> None:
@@ -206,7 +204,7 @@ def summary(content: dict[str, Any]) -> None:
     if content["entries"]:
         rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
         rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
-    _print_rows(rows)
+    print_rows(rows)
 
 
 def status(found: Status) -> None:
@@ -220,7 +218,7 @@ def status(found: Status) -> None:
     ]
     if found.last is not None:
         lines += _attempts([found.last.model_dump(mode="json")])
-    _print_rows(lines)
+    print_rows(lines)
 
 
 def status_content(found: Status) -> dict[str, Any]:
@@ -236,7 +234,7 @@ def statuses(found: Sequence[Status | tuple[Path, JacjobsError]], folder: Path) 
         if not isinstance(each, tuple)
     ]
     if rows:
-        _print_table(("run", "state", "there", "J", "path"), rows)
+        print_table(("run", "state", "there", "J", "path"), rows)
     for each in found:
         if isinstance(each, tuple):
             note(f"{each[0]}: {each[1]}")
@@ -287,60 +285,6 @@ def verdict(found: Verdict, compared: bool) -> None:
     well = "sound" if found.sound else count(len(found.faults), "fault")
     products = ", J agrees with the job's products" if compared and found.sound and found.complete else ""
     note(f"{well}: {count(found.parts, 'part')}, {size(found.nbytes)} read; {state}{products}")
-
-
-@contextmanager
-def watching(run: Run) -> Iterator[None]:
-    """Show progress until the block ends: a bar on a terminal, else a line every few seconds."""
-    over = threading.Event()
-    watch = _bar if _out.is_terminal else _lines
-    thread = threading.Thread(target=watch, args=(run, over), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=10)
-
-
-def _bar(run: Run, over: threading.Event) -> None:
-    columns = (
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} blocks"),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=_out) as bar:
-        task = bar.add_task("", total=1, rate="starting")
-        while not over.wait(REFRESH_SECONDS):
-            now = run.progress()
-            if now is not None and now.blocks_total:
-                bar.update(task, completed=now.blocks_done, total=now.blocks_total, rate=rate(now, run.plan))
-
-
-def _lines(run: Run, over: threading.Event) -> None:
-    told = time.monotonic()
-    while not over.wait(REFRESH_SECONDS):
-        if time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            now = run.progress()
-            if now is not None:
-                note(f"{now.blocks_done:,}/{now.blocks_total:,} blocks, {rate(now, run.plan)}")
-
-
-def rate(now: RunProgress, plan: Plan) -> str:
-    """Rows a second, bytes a second, and how long the rest will take at that rate."""
-    trouble = f", {now.nonfinite:,} entries are NaN or infinite" if now.nonfinite else ""
-    if now.paused and now.seconds > PAUSE_SECONDS:
-        return "paused: nobody to compute; waiting for workers" + trouble
-    if not now.entries_done or not now.seconds:
-        return (f"{count(now.workers, 'worker')}, " if now.workers else "") + "starting" + trouble
-    entries = now.entries_done / now.seconds
-    left = math.ceil((now.entries_total - now.entries_done) / entries)
-    return (
-        f"{entries / plan.shape.columns:,.0f} rows/s, {size(entries * plan.shape.item_bytes)}/s, "
-        f"{count(now.workers, 'worker')}, ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}{trouble}"
-    )
 
 
 def packed(compression: str) -> str:
@@ -394,7 +338,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:,.1f} days"
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; numbers, that is all but the first and the last, to the right."""
     rows = [[_in_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -406,7 +350,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         note("  ".join(cells).rstrip())
 
 
-def _print_rows(rows: list[tuple[str, str]]) -> None:
+def print_rows(rows: list[tuple[str, str]]) -> None:
     """Two columns; a line is as long as it is, so that it can be copied and searched."""
     width = max(len(label) for label, _ in rows)
     for label, text in rows:

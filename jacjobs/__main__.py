@@ -1,0 +1,5 @@
+"""`python -m jacjobs`."""
+
+from jacjobs.cli.app import main
+
+main()

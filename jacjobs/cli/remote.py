@@ -1,0 +1,203 @@
+"""The commands, for runs on a cluster that is reached by its Jobs API."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from jacjobs.cli import events, render
+from jacjobs.cli.events import Event
+from jacjobs.cli.sinks import Sink, rate
+from jacjobs.errors import DetachedError, error_of
+
+if TYPE_CHECKING:
+    from jacjobs.jobspec import JobSpec
+    from jacjobs.remote.cluster import Cluster, Submission
+
+
+def is_remote(address: str | None) -> bool:
+    return address is not None and address.startswith(("http://", "https://"))
+
+
+def submit(spec: JobSpec, file: Path, sink: Sink, watch: bool) -> None:
+    from jacjobs.remote.cluster import Cluster
+    from jacjobs.remote.shipment import pack
+
+    with tempfile.TemporaryDirectory(prefix="jacjobs-") as folder:
+        shipment = pack(spec, file.absolute(), Path(folder))
+        cluster = Cluster(spec.cluster.address)
+        id, attached = cluster.submit(shipment)
+    _begin(cluster, id, attached, sink, watch)
+
+
+def resume(run: str, address: str, sink: Sink, watch: bool) -> None:
+    from jacjobs.remote.cluster import Cluster
+
+    cluster = Cluster(address)
+    id, attached = cluster.again(cluster.find(run))
+    _begin(cluster, id, attached, sink, watch)
+
+
+def status(run: str, address: str, as_json: bool) -> None:
+    from jacjobs.remote.cluster import Cluster
+
+    cluster = Cluster(address)
+    found = cluster.find(run)
+    said = [event for line in cluster.log(found).splitlines() if (event := events.parsed(line))]
+    last = {event["event"]: event for event in said}
+    if as_json:
+        _print_json({**_content(found), "progress": last.get("progress"), "error": last.get("error")})
+        return
+    rows = [("job", f"{found.id}, at {cluster.address}"), ("run", f"{found.name}, {found.path}")]
+    rows.append(("state", _state(found)))
+    if "plan" in last:
+        plan = last["plan"]
+        rows.append(("J", f"{plan['shape']}, {plan['strategy']}, chunks of {plan['chunk']:,}"))
+    if "progress" in last:
+        now = last["progress"]
+        rows.append(("done", f"{now['blocks_done']:,}/{now['blocks_total']:,} blocks, {rate(now)}"))
+    if "error" in last:
+        rows.append(("cause", last["error"]["message"]))
+    render.print_rows(rows)
+
+
+def list_runs(address: str, as_json: bool) -> None:
+    from jacjobs.remote.cluster import Cluster
+
+    found = Cluster(address).submissions()
+    if as_json:
+        _print_json([_content(one) for one in found])
+    elif not found:
+        render.note(f"no jobs of jacjobs at {address}")
+    else:
+        rows = [(one.name, one.state, _when(one.started), one.path, one.id) for one in found]
+        render.print_table(("run", "state", "started", "path", "job"), rows)
+
+
+def stop(run: str, address: str) -> None:
+    from jacjobs.remote.cluster import ACTIVE, Cluster
+
+    cluster = Cluster(address)
+    found = cluster.find(run)
+    if found.state not in ACTIVE:
+        render.note(f"{found.id} does not run any more: {found.state}")
+        return
+    cluster.stop(found)
+    render.note(
+        f"asked {found.id} to stop; it hands out no more blocks. "
+        f"`jacjobs status {found.id} --address {cluster.address}` says when it ended"
+    )
+
+
+def logs(run: str, address: str, sink: Sink, watch: bool) -> None:
+    from jacjobs.remote.cluster import Cluster
+
+    cluster = Cluster(address)
+    found = cluster.find(run)
+    if watch:
+        _watch(cluster, found.id, sink)
+        return
+    for line in cluster.log(found).splitlines():
+        _tell(line, sink)
+
+
+def _begin(cluster: Cluster, id: str, attached: bool, sink: Sink, watch: bool) -> None:
+    how = "runs already" if attached else "submitted"
+    sink.tell(events.noted(f"{how}: {id} at {cluster.address}"))
+    if watch:
+        _watch(cluster, id, sink)
+    else:
+        sink.tell(events.noted(f"`jacjobs logs {id} --follow --address {cluster.address}` follows it"))
+
+
+def _watch(cluster: Cluster, id: str, sink: Sink) -> None:
+    """To the job's end, and then as the job ended. Ctrl-C or SIGTERM leave it alone, and end this process."""
+    again = (
+        f"`jacjobs logs {id} --follow --address {cluster.address}` follows it again, `jacjobs stop` ends it"
+    )
+    with _detaching(f"left; the job goes on: {again}"), sink.live():
+        ended = _to_the_end(cluster, id, sink)
+    found = cluster.submission(id)
+    if ended is None:
+        raise error_of(1, f"{id} ended without a word, {found.state}: {_why(found)}")
+    if ended["event"] == "error":
+        raise error_of(ended["exit_code"], ended["message"], ended["traceback"])
+    sink.tell(ended)
+
+
+def _to_the_end(cluster: Cluster, id: str, sink: Sink) -> Event | None:
+    """Tell all that the job says; returns its last word."""
+    waiting = ""
+    ended = None
+    for line in cluster.follow(id):
+        if line is None:
+            found = cluster.submission(id)
+            if found.state == "pending" and found.message != waiting:
+                waiting = found.message
+                sink.tell(events.noted(f"pending: {waiting}"))
+            continue
+        event = events.parsed(line)
+        if event is not None and event["event"] in ("complete", "error"):
+            ended = event
+        else:
+            _tell(line, sink)
+    return ended
+
+
+def _tell(line: str, sink: Sink) -> None:
+    """What a job's log says, or what others have printed into it."""
+    event = events.parsed(line)
+    if event is None and _of_ray(line):
+        return
+    sink.tell(event or events.noted(line))
+
+
+def _of_ray(line: str) -> bool:
+    """What Ray says of itself at the beginning of every log."""
+    return "job_manager.py" in line or line.startswith("Running entrypoint for job") or not line.strip()
+
+
+def _why(found: Submission) -> str:
+    """The last line of what Ray kept: of a traceback, the error."""
+    lines = found.message.strip().splitlines()
+    return lines[-1] if lines else "Ray does not say why"
+
+
+@contextmanager
+def _detaching(message: str) -> Iterator[None]:
+    def leave(signum: int, frame: Any) -> None:
+        raise DetachedError(message)
+
+    before = {s: signal.signal(s, leave) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _content(found: Submission) -> dict[str, Any]:
+    return asdict(found)
+
+
+def _state(found: Submission) -> str:
+    said = found.state if found.state != "pending" or not found.message else f"pending: {found.message}"
+    return f"{said}, since {_when(found.started)}" if found.ended is None else f"{said}, {_when(found.ended)}"
+
+
+def _when(seconds: float | None) -> str:
+    """UTC, to the second."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, indent=2))

@@ -1,0 +1,328 @@
+"""A cluster, as its Jobs API shows it. Each refusal is one sentence.
+
+Source: https://docs.ray.io/en/latest/cluster/running-applications/job-submission/sdk.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.remote.shipment import Shipment
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+State = Literal["pending", "running", "complete", "stopped", "incomplete", "failed"]
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 15.0
+"""After so long without a line it is asked whether the job still runs."""
+RECONNECT_SECONDS = 600.0
+"""How long a connection that was lost is sought again."""
+STOP_SECONDS = 60
+"""How long Ray lets a job that is to stop finish what it has in hand; its own answer is 3."""
+DRIVER_BYTES = 2 << 30
+"""What the process that plans and watches asks for: memory, and no CPU, so that none is lost to workers. A
+request for memory also lets Ray place it on any node, where it would else be the head's.
+"""
+ACTIVE = ("pending", "running")
+_OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job of ours. Times: seconds since 1970, UTC. `message` is Ray's."""
+
+    id: str
+    name: str
+    path: str
+    digest: str
+    state: State
+    exit_code: int | None
+    message: str
+    started: float | None
+    ended: float | None
+
+
+class Cluster:
+    """Raises InputError where nobody answers, or who answers refuses."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        _knock(self.address)
+        with self._asking():
+            self._client = _client(self.address)
+
+    def submit(self, shipment: Shipment) -> tuple[str, bool]:
+        """Have it run. Returns its id, and whether it was running already: then nothing is submitted.
+
+        An id is used once in the life of a cluster, so a job that has ended is submitted under the next one;
+        it finishes what its run lacks.
+        """
+        same = [one for one in self.submissions() if one.digest == shipment.digest]
+        running = next((one.id for one in same if one.state in ACTIVE), None)
+        if running is not None:
+            return running, True
+        environment = {
+            "working_dir": str(shipment.folder),
+            "py_modules": [str(module) for module in shipment.modules],
+        }
+        taken = shipment.id if not same else f"{shipment.id}-{len(same) + 1}"
+        about = {"jacjobs": "1", "name": shipment.name, "path": shipment.path, "digest": shipment.digest}
+        return taken, self._submit(taken, shipment.entrypoint, environment, about)
+
+    def again(self, submission: Submission) -> tuple[str, bool]:
+        """Submit it once more as it was, if it does not run any more.
+
+        Raises InputError where its code is gone from the cluster.
+        """
+        same = [one for one in self.submissions() if one.digest == submission.digest]
+        running = next((one.id for one in same if one.state in ACTIVE), None)
+        if running is not None:
+            return running, True
+        with self._asking():
+            details = self._client.get_job_info(submission.id)
+        environment = {k: v for k, v in (details.runtime_env or {}).items() if k != "env_vars"}
+        packages = [environment.get("working_dir", ""), *environment.get("py_modules", [])]
+        if not all(package and self._has(package) for package in packages):
+            raise InputError.about(
+                submission.id,
+                got="a job whose code the cluster has let go of",
+                expected="one that ended minutes ago",
+                do="submit its job file again: it finishes the run",
+            )
+        first = next(one.id for one in reversed(same))
+        taken = f"{first}-{len(same) + 1}"
+        return taken, self._submit(taken, details.entrypoint, environment, dict(details.metadata or {}))
+
+    def submissions(self) -> list[Submission]:
+        """Ours, the latest first."""
+        with self._asking():
+            found = self._client.list_jobs()
+        ours = [_submission(one) for one in found if one.submission_id and "digest" in (one.metadata or {})]
+        return sorted(ours, key=lambda one: one.started or float("inf"), reverse=True)
+
+    def find(self, which: str) -> Submission:
+        """By its id, its beginning, the job's name or the path of its run: the latest of them."""
+        every = self.submissions()
+        for one in every:
+            if which in (one.id, one.name, one.path) or one.id.startswith(which):
+                return one
+        names = ", ".join(dict.fromkeys(one.name for one in every)) or "none"
+        raise InputError.about(
+            f"job {which!r}",
+            got=f"none of that name or id at {self.address}",
+            expected=f"one of those there: {names}",
+            do="`jacjobs list --address …` lists them",
+        )
+
+    def stop(self, submission: Submission) -> None:
+        with self._asking():
+            self._client.stop_job(submission.id)
+
+    def log(self, submission: Submission) -> str:
+        with self._asking():
+            return str(self._client.get_job_logs(submission.id))
+
+    def follow(self, id: str) -> Iterator[str | None]:
+        """The lines of its log from the beginning, until it has ended; None where it has nothing to say for
+        a while. A connection that is lost is made again, and goes on where it was.
+
+        Raises WorkersError where that takes too long.
+        """
+        seen = 0
+        lost: float | None = None
+        pending = ""
+        while True:
+            skip = seen
+            try:
+                for text in self._tail(id):
+                    lost = None
+                    if text is None:
+                        yield None
+                        continue
+                    fresh = text[skip:]
+                    skip = max(0, skip - len(text))
+                    seen += len(fresh)
+                    *lines, pending = (pending + fresh).split("\n")
+                    yield from lines
+                if self.state(id) not in ACTIVE:
+                    if pending:
+                        yield pending
+                    return
+            except _LostError as error:
+                now = time.monotonic()
+                lost = lost or now
+                if now - lost > RECONNECT_SECONDS:
+                    raise WorkersError(
+                        f"the connection to {self.address} was lost ({error}) and does not come back; the "
+                        f"job goes on: `jacjobs logs {id} --follow --address {self.address}`"
+                    ) from None
+                yield None
+            time.sleep(1.0)
+
+    def state(self, id: str) -> State:
+        """Raises _LostError where nobody answers."""
+        try:
+            return _submission(self._client.get_job_info(id)).state
+        except Exception as error:
+            raise _LostError(_first_line(error)) from None
+
+    def submission(self, id: str) -> Submission:
+        with self._asking():
+            return _submission(self._client.get_job_info(id))
+
+    # -- asking --------------------------------------------------------------------------------------------
+
+    def _submit(self, id: str, entrypoint: str, environment: dict[str, Any], about: dict[str, str]) -> bool:
+        """Whether somebody else was faster."""
+        environment = {**environment, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
+        try:
+            with self._asking():
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=id,
+                    runtime_env=environment,
+                    metadata=about,
+                    entrypoint_memory=DRIVER_BYTES,
+                )
+        except WorkersError as error:
+            if "already exists" in str(error):
+                return True
+            raise
+        return False
+
+    def _has(self, package: str) -> bool:
+        """Does the cluster still have what was uploaded as gcs://…?"""
+        scheme, _, name = package.partition("://")
+        with self._asking():
+            return bool(self._client._do_request("GET", f"/api/packages/{scheme}/{name}").ok)
+
+    def _tail(self, id: str) -> Iterator[str | None]:
+        """The log as it comes. Raises _LostError with the connection."""
+        loop = asyncio.new_event_loop()
+        stream = self._client.tail_job_logs(id).__aiter__()
+        waiting: asyncio.Task[str] | None = None
+        try:
+            while True:
+                waiting = waiting or loop.create_task(anext(stream))
+                done, _ = loop.run_until_complete(asyncio.wait({waiting}, timeout=SILENCE_SECONDS))
+                if not done:
+                    yield None
+                    if self.state(id) not in ACTIVE:
+                        return
+                    continue
+                task, waiting = waiting, None
+                yield task.result()
+        except StopAsyncIteration:
+            return
+        except _LostError:
+            raise
+        except Exception as error:  # of Ray's, aiohttp's or the system's: all mean the same here
+            raise _LostError(_first_line(error)) from None
+        finally:
+            if waiting is not None:
+                waiting.cancel()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """What Ray's client raises, in a sentence."""
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except JacjobsError:
+            raise
+        except AuthenticationError as error:
+            missing = "Authentication required" in str(error) or "no authentication token" in str(error)
+            raise InputError.about(
+                self.address,
+                got="no token" if missing else "a token that is not this cluster's",
+                expected="the one that the cluster was started with",
+                do="set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+            ) from None
+        except (ConnectionError, requests.exceptions.RequestException, ValueError, KeyError) as error:
+            raise InputError.about(
+                self.address,
+                got=f"no answer of a Ray dashboard ({_first_line(error)})",
+                expected="the address of one, http://HEAD:8265",
+                do="check the address; `ray start --head` says it, `ray dashboard cluster.yaml` forwards it",
+            ) from None
+        except RuntimeError as error:
+            text = _first_line(error)
+            if "not compatible" in str(error) or "ensure the cluster is running" in str(error):
+                raise InputError.about(
+                    self.address, got=text, expected="a Ray of 2.50 or later there and here"
+                ) from None
+            raise WorkersError(f"{self.address} refused: {text}") from None
+
+
+class _LostError(Exception):
+    """The connection was lost."""
+
+
+def _client(address: str) -> JobSubmissionClient:
+    """Ray would let the environment decide, whatever address it was given."""
+    from ray.job_submission import JobSubmissionClient
+
+    kept = {name: os.environ.pop(name) for name in _OVERRIDING if name in os.environ}
+    try:
+        return JobSubmissionClient(address)
+    finally:
+        os.environ.update(kept)
+
+
+def _knock(address: str) -> None:
+    """Ray would wait for minutes at a door behind which nobody is."""
+    url = urlsplit(address)
+    try:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        socket.create_connection((url.hostname or "", port), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError.about(
+            "cluster.address",
+            got=f"{address}, where nobody answers ({_first_line(error)})",
+            expected="the address of a Ray dashboard, http://HEAD:8265",
+            do="check that the cluster is up and that its port is reachable from here",
+        ) from None
+
+
+def _submission(details: JobDetails) -> Submission:
+    about = details.metadata or {}
+    return Submission(
+        id=details.submission_id or "",
+        name=about.get("name", ""),
+        path=about.get("path", ""),
+        digest=about.get("digest", ""),
+        state=_state(str(details.status.value), details.driver_exit_code),
+        exit_code=details.driver_exit_code,
+        message=details.message or "",
+        started=None if details.start_time is None else details.start_time / 1000,
+        ended=None if details.end_time is None else details.end_time / 1000,
+    )
+
+
+def _state(status: str, exit_code: int | None) -> State:
+    states: dict[str, State] = {
+        "PENDING": "pending",
+        "RUNNING": "running",
+        "SUCCEEDED": "complete",
+        "STOPPED": "stopped",
+    }
+    ended: dict[int | None, State] = {4: "incomplete", 75: "stopped"}
+    return states.get(status) or ended.get(exit_code, "failed")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
