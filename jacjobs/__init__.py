@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jacjobs.api import Run, plan, resume, submit, verify
+    from jacjobs.api import attach, plan, resume, submit, verify
     from jacjobs.autodiff.jacobian import jacobian
     from jacjobs.errors import JacjobsError
     from jacjobs.problem import Problem
+    from jacjobs.run.handle import Run
     from jacjobs.store.reader import JacobianDataset
     from jacjobs.store.reader import open_run as open
 
@@ -18,6 +19,7 @@ __all__ = [
     "JacobianDataset",
     "Problem",
     "Run",
+    "attach",
     "jacobian",
     "open",
     "plan",
@@ -30,7 +32,8 @@ _HOMES = {
     "JacjobsError": "jacjobs.errors",
     "JacobianDataset": "jacjobs.store.reader",
     "Problem": "jacjobs.problem",
-    "Run": "jacjobs.api",
+    "Run": "jacjobs.run.handle",
+    "attach": "jacjobs.api",
     "jacobian": "jacjobs.autodiff.jacobian",
     "open": "jacjobs.store.reader:open_run",
     "plan": "jacjobs.api",

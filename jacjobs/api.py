@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
-from jacjobs.errors import InputError, JacjobsError, RunDiffersError, StoreError
+from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
 from jacjobs.planning.choice import Chooser, Resources, Timing
@@ -27,7 +28,9 @@ from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Facts, Plan, chooser_for, make_plan
 from jacjobs.problem import Problem, function_error
-from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
+from jacjobs.run.coordinator import Coordinator, part_metadata
+from jacjobs.run.handle import Run
+from jacjobs.run.lookout import Lookout
 from jacjobs.run.resources import check_budget, resources_here, resources_named, uses_gpu
 from jacjobs.run.survey import survey
 from jacjobs.run.tradeoff import Reading, readings
@@ -190,7 +193,7 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
     by = next(name for name in CHECKERS[plan.layout] if name in works or name.endswith("loop"))
     stored = plan.shape.dtype
     checker = Checker(problem, plan.layout, by, plan.check_points, every_point=True, stored=stored)
-    for piece in _bands(plan):
+    for piece in (piece for number in range(plan.tiling.parts) for piece in plan.pieces(number)):
         if _agrees(checker, J, piece).passed:
             continue
         for point in range(piece.point_start, piece.point_stop):
@@ -199,17 +202,6 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
             if not found.passed:
                 what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
                 yield Fault(", ".join(J.parts_with(one)), what)
-
-
-def _bands(plan: Plan) -> Iterator[Rectangle]:
-    """The parts of J, in pieces that fit a block's memory: of some points, or of some lines of one point."""
-    for number in range(plan.tiling.parts):
-        part = plan.tiling.part(number).box(plan.layout)
-        line_bytes = part.width * plan.shape.item_bytes
-        lines = max(1, min(part.lines, BLOCK_BYTES // line_bytes))
-        points = max(1, BLOCK_BYTES // (part.lines * line_bytes)) if lines == part.lines else 1
-        for piece in part.pieces(lines, points=points):
-            yield piece.rectangle(plan.layout)
 
 
 def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
@@ -223,13 +215,9 @@ def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
 # -- runs --------------------------------------------------------------------------------------------------
 
 
-class _Running(Protocol):
-    def result(self) -> Manifest: ...
-    def progress(self) -> Progress | None: ...
-    def stop(self) -> None: ...
-
-
 class _InlineRun:
+    """In this process: when it is waited for, or in a thread when it is to go on beside something else."""
+
     def __init__(self, job: Job, folder: RunFolder, record: RunRecord) -> None:
         from jacjobs.run.inline import InlineExecutor
 
@@ -240,56 +228,51 @@ class _InlineRun:
             lambda: InlineExecutor(job.problem, plan, folder.uri, part_metadata(record)),
             workers=1,
         )
-        self.result = self._coordinator.run
+        self._thread: Future[Manifest] | None = None
         self.progress = self._coordinator.progress
         self.stop = self._coordinator.stop
 
+    def start(self) -> None:
+        if self._thread is None:
+            pool = ThreadPoolExecutor(1)
+            self._thread = pool.submit(self._coordinator.run)
+            pool.shutdown(wait=False)
 
-class Run:
-    """A run that was submitted: watch it, wait for it, stop it."""
+    def done(self) -> bool:
+        return self._thread is not None and self._thread.done()
 
-    def __init__(
-        self, path: str, record: RunRecord, session: AbstractContextManager[None], running: _Running
-    ) -> None:
-        self.path = path
-        self.plan = Plan.model_validate(record.plan)
-        self._session = session
-        self._running = running
-        self._manifest: Manifest | None = None
-        self._error: JacjobsError | None = None
-        self._ended = False
+    def result(self) -> Manifest:
+        return self._coordinator.run() if self._thread is None else self._thread.result()
 
-    def wait(self) -> Manifest:
-        """Wait for the end, and say what was written.
 
-        Raises FunctionError, IncompleteError, StoppedError, WorkersError or StoreError.
-        """
-        if not self._ended:
-            try:
-                self._manifest = self._running.result()
-            except JacjobsError as error:
-                self._error = error
-            finally:
-                self._ended = True
-                self._session.__exit__(None, None, None)
-        if self._error is not None:
-            raise self._error
-        assert self._manifest is not None
-        return self._manifest
+def attach(run: str | Path) -> Run:
+    """A run that was submitted elsewhere: by another process, or before this one began.
 
-    def result(self) -> JacobianDataset:
-        """Wait for the end, and open the dataset."""
-        self.wait()
-        return open_run(self.path)
+    run:  the path of its folder, or its URI; or its name, where this process is in the Ray that it runs in.
 
-    def progress(self) -> Progress | None:
-        """Where the run stands; None while nobody can say."""
-        return None if self._ended else self._running.progress()
+    In that Ray it is watched by its coordinator, elsewhere by its folder. Raises InputError where there is
+    none, or where several have that name.
+    """
+    named = _ray_session()
+    path = str(run)
+    if named is not None and not RunFolder(path).is_run:
+        path = named.path_of(path)
+    folder = RunFolder(path)
+    folder.require_run()
+    record = folder.record()
+    _plan_in(folder, record)
+    running = Lookout(folder.uri) if named is None else named.running(record, folder.uri)
+    return Run(folder.uri, record, running, attach)
 
-    def stop(self) -> None:
-        """Hand out no more blocks; `wait` then raises StoppedError. What was committed stays."""
-        if not self._ended:
-            self._running.stop()
+
+def _ray_session() -> ModuleType | None:
+    """What finds runs by their coordinators; None where this process is in no Ray."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    from jacjobs.run.cluster import watched
+
+    return watched
 
 
 def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
@@ -303,7 +286,7 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
     if address == INLINE:
         tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
         record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
-        return Run(folder.uri, record, nullcontext(), _InlineRun(job, folder, record))
+        return Run(folder.uri, record, _InlineRun(job, folder, record), attach)
 
     # Only here is Ray needed.
     from jacjobs.run.cluster.actors import Payload
@@ -324,7 +307,8 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
                     what = replace(what, resources=remote.resources(job.compute.memory, job.output.path))
                     check_budget(what.resources)
                 record = _created(job, folder, what, remote.tune)
-        return Run(folder.uri, record, connection, RayRun(record, folder.uri, payload, placement))
+        running = RayRun(record, folder.uri, payload, placement)
+        return Run(folder.uri, record, running, attach, connection)
     except BaseException:
         connection.__exit__(None, None, None)
         raise

@@ -1,19 +1,19 @@
-"""Watch a run of this process to its end."""
+"""Watch a run to its end: one of this process, or one that goes on elsewhere."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jacjobs.cli import events
 from jacjobs.cli.sinks import Sink
-from jacjobs.errors import StoppedError
+from jacjobs.errors import DetachedError, StoppedError
 
 if TYPE_CHECKING:
-    from jacjobs.api import Run
+    from jacjobs.run.handle import Run
 
 
 def follow(run: Run, sink: Sink) -> None:
@@ -27,6 +27,28 @@ def follow(run: Run, sink: Sink) -> None:
             "left at once; what was committed stays, and `jacjobs resume` goes on from there"
         ) from None
     sink.tell(events.completed(run.path, manifest))
+
+
+def watch(path: str, sink: Sink) -> None:
+    """A run that another process carries out; Ctrl-C or SIGTERM leave it alone."""
+    from jacjobs.api import attach
+
+    run = attach(path)
+    again = f"`jacjobs logs {path} --follow` follows it again, `jacjobs stop {path}` ends it"
+    with detaching(f"left; the run goes on: {again}"), sink.live(), _watching(run, sink):
+        manifest = run.wait()
+    sink.tell(events.completed(run.path, manifest))
+
+
+@contextmanager
+def detaching(message: str) -> Iterator[None]:
+    """A signal ends this process with that message, and nothing else."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise DetachedError(message)
+
+    with _handling(leave):
+        yield
 
 
 @contextmanager
@@ -61,9 +83,15 @@ def _stopping(run: Run, sink: Sink) -> Iterator[None]:
         sink.tell(events.noted("stopping: no new blocks; once more to leave at once"))
         run.stop()
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    with _handling(ask):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

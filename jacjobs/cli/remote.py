@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +13,9 @@ import typer
 
 from jacjobs.cli import events, render
 from jacjobs.cli.events import Event
+from jacjobs.cli.follow import detaching
 from jacjobs.cli.sinks import Sink, rate
-from jacjobs.errors import DetachedError, error_of
+from jacjobs.errors import error_of
 
 if TYPE_CHECKING:
     from jacjobs.jobspec import JobSpec
@@ -62,7 +60,7 @@ def status(run: str, address: str, as_json: bool) -> None:
     if "plan" in last:
         plan = last["plan"]
         rows.append(("J", f"{plan['shape']}, {plan['strategy']}, chunks of {plan['chunk']:,}"))
-    if "progress" in last:
+    if "progress" in last and found.state != "complete":
         now = last["progress"]
         rows.append(("done", f"{now['blocks_done']:,}/{now['blocks_total']:,} blocks, {rate(now)}"))
     if "error" in last:
@@ -124,7 +122,7 @@ def _watch(cluster: Cluster, id: str, sink: Sink) -> None:
     again = (
         f"`jacjobs logs {id} --follow --address {cluster.address}` follows it again, `jacjobs stop` ends it"
     )
-    with _detaching(f"left; the job goes on: {again}"), sink.live():
+    with detaching(f"left; the job goes on: {again}"), sink.live():
         ended = _to_the_end(cluster, id, sink)
     found = cluster.submission(id)
     if ended is None:
@@ -170,19 +168,6 @@ def _why(found: Submission) -> str:
     """The last line of what Ray kept: of a traceback, the error."""
     lines = found.message.strip().splitlines()
     return lines[-1] if lines else "Ray does not say why"
-
-
-@contextmanager
-def _detaching(message: str) -> Iterator[None]:
-    def leave(signum: int, frame: Any) -> None:
-        raise DetachedError(message)
-
-    before = {s: signal.signal(s, leave) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _content(found: Submission) -> dict[str, Any]:

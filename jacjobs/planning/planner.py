@@ -4,7 +4,7 @@ resources and the options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Chooser, Estimate, Resources, Timing, is_by_rows
-from jacjobs.planning.geometry import Tiling, records_in_a_group, stripe_of
+from jacjobs.planning.geometry import BLOCK_BYTES, Tiling, records_in_a_group, stripe_of
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions, Timeout
-from jacjobs.shape import Compression, JacobianShape, Layout
+from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
 
 RECORD_BYTES = 8
 """What a record takes beside its values, at most: its three indices compress to almost nothing, but not to
@@ -97,6 +97,15 @@ class Plan(BaseModel):
     def block_bytes(self) -> int:
         """Of the largest block."""
         return self.tiling.block(0, 0).entries * self.shape.item_bytes
+
+    def pieces(self, part: int) -> Iterator[Rectangle]:
+        """A part of J, in pieces of at most a block's memory: of some points, or of some lines of one."""
+        box = self.tiling.part(part).box(self.layout)
+        line_bytes = box.width * self.shape.item_bytes
+        lines = max(1, min(box.lines, BLOCK_BYTES // line_bytes))
+        points = max(1, BLOCK_BYTES // (box.lines * line_bytes)) if lines == box.lines else 1
+        for piece in box.pieces(lines, points=points):
+            yield piece.rectangle(self.layout)
 
 
 class Facts(BaseModel):

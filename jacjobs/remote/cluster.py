@@ -6,6 +6,7 @@ Source: https://docs.ray.io/en/latest/cluster/running-applications/job-submissio
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -34,6 +35,11 @@ DRIVER_BYTES = 2 << 30
 request for memory also lets Ray place it on any node, where it would else be the head's.
 """
 ACTIVE = ("pending", "running")
+_TALKATIVE = (
+    "ray.dashboard.modules.job.sdk",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray._private.runtime_env.packaging",
+)
 _OVERRIDING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
@@ -276,6 +282,8 @@ def _client(address: str) -> JobSubmissionClient:
     """Ray would let the environment decide, whatever address it was given."""
     from ray.job_submission import JobSubmissionClient
 
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     kept = {name: os.environ.pop(name) for name in _OVERRIDING if name in os.environ}
     try:
         return JobSubmissionClient(address)

@@ -1,26 +1,33 @@
-"""A run whose coordinator is an actor; this process only watches."""
+"""A run whose coordinator is an actor; those who watch it may come and go."""
 
 from __future__ import annotations
 
 import hashlib
+import time
+from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jacjobs.errors import JacjobsError, WorkersError
+from jacjobs.errors import InputError, JacjobsError, WorkersError
 from jacjobs.planning.planner import Plan
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.executor import RayExecutor
 from jacjobs.run.cluster.session import Placement, check_servers
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
+from jacjobs.run.lookout import Lookout
 from jacjobs.store.folder import Manifest, RunRecord
 
 ANSWER_SECONDS = 60.0
+LOOK_SECONDS = 0.2
+NAMESPACE = "jacjobs"
+"""Of the coordinators' names: any job of the cluster finds them."""
 
 
 class CoordinatorActor:
-    """Named after the run; asks for no CPU. Whoever watches may come and go."""
+    """Named after the run; asks for no CPU."""
 
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
         plan = Plan.model_validate(record.plan)
@@ -31,11 +38,22 @@ class CoordinatorActor:
             workers=placement.workers,
         )
 
+        self._path = path
+        self._outcome: Manifest | JacjobsError | None = None
+
     def run(self) -> Manifest | JacjobsError:
         try:
-            return self._coordinator.run()
+            self._outcome = self._coordinator.run()
         except JacjobsError as error:
-            return error
+            self._outcome = error
+        return self._outcome
+
+    def outcome(self) -> Manifest | JacjobsError | None:
+        """How it ended; None while it goes on."""
+        return self._outcome
+
+    def path(self) -> str:
+        return self._path
 
     def progress(self) -> Progress:
         return self._coordinator.progress()
@@ -45,10 +63,9 @@ class CoordinatorActor:
 
 
 class RayRun:
-    """A run whose coordinator is an actor; this process only watches."""
+    """A run that this process submits, and that ends with it."""
 
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
-        where = hashlib.sha256(path.encode()).hexdigest()[:8]
         # Beside this process, without which it ends anyway: no other node that is lost takes it along. (A
         # soft affinity is none: Ray puts an actor that asks for no CPU on any node then.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -57,17 +74,24 @@ class RayRun:
             .options(
                 num_cpus=0,
                 max_restarts=0,
-                max_concurrency=4,
-                name=f"jacjobs-{record.run}-{where}",
+                max_concurrency=8,
+                name=_name(record, path),
+                namespace=NAMESPACE,
                 scheduling_strategy=here,
             )
             .remote(record, path, payload, placement)
         )
         self._result = self._coordinator.run.remote()
 
+    def start(self) -> None:
+        """It has begun."""
+
+    def done(self) -> bool:
+        return bool(ray.wait([self._result], timeout=0)[0])
+
     def result(self) -> Manifest:
         """Wait for the end. Raises what `Coordinator.run` raises."""
-        while not ray.wait([self._result], timeout=0.2)[0]:
+        while not ray.wait([self._result], timeout=LOOK_SECONDS)[0]:
             check_servers()
         try:
             result: Manifest | JacjobsError = ray.get(self._result, timeout=ANSWER_SECONDS)
@@ -83,11 +107,94 @@ class RayRun:
 
     def progress(self) -> Progress | None:
         """None while the coordinator does not answer: before it is up, and after it is gone."""
-        try:
-            progress: Progress = ray.get(self._coordinator.progress.remote(), timeout=5.0)
-        except ray.exceptions.RayError:
-            return None
+        progress: Progress | None = _asked(self._coordinator.progress)
         return progress
 
     def stop(self) -> None:
         self._coordinator.stop.remote()
+
+
+class AttachedRun:
+    """A run that another process of this cluster has submitted. When its coordinator is gone, its folder says
+    how it ended.
+    """
+
+    def __init__(self, coordinator: ActorHandle, path: str) -> None:
+        self._coordinator = coordinator
+        self._folder = Lookout(path)
+
+    def start(self) -> None:
+        """It has begun."""
+
+    def done(self) -> bool:
+        return self._outcome() is not None or (self._gone() and self._folder.done())
+
+    def result(self) -> Manifest:
+        while (outcome := self._outcome()) is None:
+            if self._gone():
+                return self._folder.result()
+            time.sleep(LOOK_SECONDS)
+        if isinstance(outcome, JacjobsError):
+            raise outcome
+        return outcome
+
+    def progress(self) -> Progress | None:
+        progress: Progress | None = _asked(self._coordinator.progress)
+        return progress
+
+    def stop(self) -> None:
+        self._coordinator.stop.remote()
+
+    def _outcome(self) -> Manifest | JacjobsError | None:
+        outcome: Manifest | JacjobsError | None = _asked(self._coordinator.outcome)
+        return outcome
+
+    def _gone(self) -> bool:
+        try:
+            ray.get(self._coordinator.path.remote(), timeout=ANSWER_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            return False
+        except ray.exceptions.RayError:
+            return True
+        return False
+
+
+def running(record: RunRecord, path: str) -> AttachedRun | Lookout:
+    """Whoever knows most of the run: its coordinator if this Ray has it, else its folder."""
+    try:
+        return AttachedRun(ray.get_actor(_name(record, path), NAMESPACE), path)
+    except ValueError:
+        return Lookout(path)
+
+
+def path_of(name: str) -> str:
+    """Of the run of this name that goes on in this Ray. Raises InputError where there is not exactly one."""
+    every = [
+        one["name"]
+        for one in ray.util.list_named_actors(all_namespaces=True)
+        if one["namespace"] == NAMESPACE
+    ]
+    found = [one for one in every if one.rpartition(":")[0] == name]
+    if len(found) != 1:
+        names = ", ".join(dict.fromkeys(one.rpartition(":")[0] for one in every)) or "none"
+        raise InputError.about(
+            f"run {name!r}",
+            got="several runs of that name" if found else "no run of that name or at that path",
+            expected=f"one of those in this Ray: {names}",
+            do="give the path of its folder",
+        )
+    path: str = ray.get(ray.get_actor(found[0], NAMESPACE).path.remote(), timeout=ANSWER_SECONDS)
+    return path
+
+
+def _name(record: RunRecord, path: str) -> str:
+    """Of a run's coordinator: a cluster has one for each run and place."""
+    return f"{record.name}:{record.run}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def _asked(method: Any) -> Any:
+    """What the coordinator says; None where it does not answer."""
+    try:
+        return ray.get(method.remote(), timeout=5.0)
+    except ray.exceptions.RayError:
+        return None

@@ -1,0 +1,49 @@
+"""A bar for notebooks and scripts. The command line has its own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jacjobs.planning.planner import Plan
+from jacjobs.run.coordinator import Progress
+
+REFRESH_SECONDS = 0.5
+
+
+def in_notebook() -> bool:
+    """Is this process the kernel of one?"""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
+@contextmanager
+def watching(progress: Callable[[], Progress | None], plan: Plan) -> Iterator[None]:
+    """Rows of J, as a tqdm bar, until the block ends."""
+    from tqdm.auto import tqdm
+
+    over = threading.Event()
+    with tqdm(total=None, unit=" rows", desc=plan.strategy, mininterval=REFRESH_SECONDS) as shown:
+
+        def show(now: Progress | None) -> None:
+            if now is not None and now.blocks_total:
+                shown.total = now.entries_total // plan.shape.columns
+                shown.set_postfix_str(f"{now.workers} workers", refresh=False)
+                shown.update(now.entries_done // plan.shape.columns - shown.n)
+
+        def watch() -> None:
+            while not over.wait(REFRESH_SECONDS):
+                show(progress())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+            if shown.total:
+                shown.update(shown.total - shown.n)
+        finally:
+            over.set()
+            thread.join(timeout=10)

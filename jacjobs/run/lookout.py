@@ -1,0 +1,77 @@
+"""A run that another process carries out, watched by its folder: from any machine that sees it, no Ray."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+from jacjobs.errors import JacjobsError, error_of
+from jacjobs.run.coordinator import Progress
+from jacjobs.store.folder import Manifest, RunFolder
+from jacjobs.store.status import Status, status_of
+
+LOOK_SECONDS = 2.0
+BEGIN_SECONDS = 120.0
+"""For a run that nobody has begun, since its submitter still prepares."""
+
+
+class Lookout:
+    def __init__(self, path: str) -> None:
+        self._folder = RunFolder(path)
+        shape = self._folder.record().shape
+        self._entries = shape.points * shape.rows * shape.columns
+
+    def start(self) -> None:
+        """Whoever carries it out has started it."""
+
+    def done(self) -> bool:
+        return self._ended(self._status())
+
+    def result(self) -> Manifest:
+        status = self._status()
+        while not self._ended(status):
+            time.sleep(LOOK_SECONDS)
+            status = self._status()
+        manifest = self._folder.manifest()
+        if manifest is None:
+            raise _error(status)
+        return manifest
+
+    def progress(self) -> Progress | None:
+        """As old as the record of the attempt: up to ten seconds. Entries are told from blocks, as if all of
+        them were of one size.
+        """
+        last = self._status().last
+        if last is None or not last.blocks_total:
+            return None
+        return Progress(
+            state="running",
+            paused=False,
+            blocks_done=last.blocks_done,
+            blocks_total=last.blocks_total,
+            entries_done=self._entries * last.blocks_done // last.blocks_total,
+            entries_total=self._entries,
+            workers=sum(worker.left is None for worker in last.workers),
+            seconds=last.seconds,
+            nonfinite=0,
+        )
+
+    def stop(self) -> None:
+        self._folder.request_stop()
+
+    def _status(self) -> Status:
+        return status_of(self._folder.uri)
+
+    def _ended(self, status: Status) -> bool:
+        if status.state == "not begun":
+            created = datetime.fromisoformat(self._folder.record().created)
+            return (datetime.now(UTC) - created).total_seconds() > BEGIN_SECONDS
+        return status.state != "running"
+
+
+def _error(status: Status) -> JacjobsError:
+    """How a run ended that is not complete, as far as its folder knows."""
+    cause = status.last.cause if status.last is not None else ""
+    codes = {"stopped": 75, "incomplete": 4}
+    unknown = f"{status.path}: {status.state}, and nobody works on it; `jacjobs resume` goes on"
+    return error_of(codes.get(status.state, 1), cause or unknown)
