@@ -45,10 +45,13 @@ def detaching(message: str) -> Iterator[None]:
     """A signal ends this process with that message, and nothing else."""
 
     def leave(signum: int, frame: Any) -> None:
-        raise DetachedError(message)
+        raise KeyboardInterrupt  # which no library takes for an error of its own
 
-    with _handling(leave):
-        yield
+    try:
+        with _handling(leave):
+            yield
+    except KeyboardInterrupt:
+        raise DetachedError(message) from None
 
 
 @contextmanager

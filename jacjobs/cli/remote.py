@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,6 +21,10 @@ from jacjobs.errors import error_of
 if TYPE_CHECKING:
     from jacjobs.jobspec import JobSpec
     from jacjobs.remote.cluster import Cluster, Submission
+
+
+_ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
+"""The last line of a traceback."""
 
 
 def is_remote(address: str | None) -> bool:
@@ -137,10 +142,9 @@ def _to_the_end(cluster: Cluster, id: str, sink: Sink) -> Event | None:
     waiting = ""
     ended = None
     for line in cluster.follow(id):
-        if line is None:
-            found = cluster.submission(id)
-            if found.state == "pending" and found.message != waiting:
-                waiting = found.message
+        if not isinstance(line, str):
+            if line.state == "pending" and line.message != waiting:
+                waiting = line.message
                 sink.tell(events.noted(f"pending: {waiting}"))
             continue
         event = events.parsed(line)
@@ -165,9 +169,9 @@ def _of_ray(line: str) -> bool:
 
 
 def _why(found: Submission) -> str:
-    """The last line of what Ray kept: of a traceback, the error."""
-    lines = found.message.strip().splitlines()
-    return lines[-1] if lines else "Ray does not say why"
+    """Of what Ray kept of the log: the last error, or else the last line."""
+    lines = found.message.strip().splitlines() or ["Ray does not say why"]
+    return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
 
 
 def _content(found: Submission) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from jacjobs.errors import InputError, JacjobsError, WorkersError
-from jacjobs.remote.shipment import Shipment
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
+
+    from jacjobs.remote.shipment import Shipment
 
 State = Literal["pending", "running", "complete", "stopped", "incomplete", "failed"]
 CONNECT_SECONDS = 10.0
@@ -138,9 +139,9 @@ class Cluster:
         with self._asking():
             return str(self._client.get_job_logs(submission.id))
 
-    def follow(self, id: str) -> Iterator[str | None]:
-        """The lines of its log from the beginning, until it has ended; None where it has nothing to say for
-        a while. A connection that is lost is made again, and goes on where it was.
+    def follow(self, id: str) -> Iterator[str | Submission]:
+        """The lines of its log from the beginning, until it has ended; where it says nothing for a while,
+        how it stands. A connection that is lost is made again, and goes on where it was.
 
         Raises WorkersError where that takes too long.
         """
@@ -152,15 +153,15 @@ class Cluster:
             try:
                 for text in self._tail(id):
                     lost = None
-                    if text is None:
-                        yield None
+                    if isinstance(text, Submission):
+                        yield text
                         continue
                     fresh = text[skip:]
                     skip = max(0, skip - len(text))
                     seen += len(fresh)
                     *lines, pending = (pending + fresh).split("\n")
                     yield from lines
-                if self.state(id) not in ACTIVE:
+                if self._now(id).state not in ACTIVE:
                     if pending:
                         yield pending
                     return
@@ -172,15 +173,7 @@ class Cluster:
                         f"the connection to {self.address} was lost ({error}) and does not come back; the "
                         f"job goes on: `jacjobs logs {id} --follow --address {self.address}`"
                     ) from None
-                yield None
             time.sleep(1.0)
-
-    def state(self, id: str) -> State:
-        """Raises _LostError where nobody answers."""
-        try:
-            return _submission(self._client.get_job_info(id)).state
-        except Exception as error:
-            raise _LostError(_first_line(error)) from None
 
     def submission(self, id: str) -> Submission:
         with self._asking():
@@ -212,7 +205,14 @@ class Cluster:
         with self._asking():
             return bool(self._client._do_request("GET", f"/api/packages/{scheme}/{name}").ok)
 
-    def _tail(self, id: str) -> Iterator[str | None]:
+    def _now(self, id: str) -> Submission:
+        """Raises _LostError where nobody answers."""
+        try:
+            return _submission(self._client.get_job_info(id))
+        except Exception as error:
+            raise _LostError(_first_line(error)) from None
+
+    def _tail(self, id: str) -> Iterator[str | Submission]:
         """The log as it comes. Raises _LostError with the connection."""
         loop = asyncio.new_event_loop()
         stream = self._client.tail_job_logs(id).__aiter__()
@@ -222,8 +222,9 @@ class Cluster:
                 waiting = waiting or loop.create_task(anext(stream))
                 done, _ = loop.run_until_complete(asyncio.wait({waiting}, timeout=SILENCE_SECONDS))
                 if not done:
-                    yield None
-                    if self.state(id) not in ACTIVE:
+                    now = self._now(id)
+                    yield now
+                    if now.state not in ACTIVE:
                         return
                     continue
                 task, waiting = waiting, None
@@ -251,7 +252,7 @@ class Cluster:
         except JacjobsError:
             raise
         except AuthenticationError as error:
-            missing = "Authentication required" in str(error) or "no authentication token" in str(error)
+            missing = "Authentication failed" not in str(error)
             raise InputError.about(
                 self.address,
                 got="no token" if missing else "a token that is not this cluster's",

@@ -117,5 +117,7 @@ def _modules(into: Path) -> tuple[Path, ...]:
     installed = metadata.distribution("jacjobs")
     about = into / f"jacjobs-{installed.version}.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text(installed.read_text("METADATA") or "", encoding="utf-8")
+    lines = ["Metadata-Version: 2.1", "Name: jacjobs", f"Version: {installed.version}"]
+    lines += [f"Requires-Dist: {requirement}" for requirement in installed.requires or []]
+    (about / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return package, about

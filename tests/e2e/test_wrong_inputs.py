@@ -58,7 +58,11 @@ CASES = {
     "output in use": ("set:output.path=full", 2, "a folder with other things in it"),
     "output not writable": ("set:output.path=/proc/jacjobs", 2, "cannot write /proc/jacjobs"),
     "address without a cluster": ("set:cluster.address=127.0.0.1:1", 2, "cluster.address: got '127.0.0.1:1'"),
-    "jobs address": ("set:cluster.address=http://127.0.0.1:1", 2, "cluster.address: got http://127.0.0.1:1"),
+    "a relative output elsewhere": (
+        "set:cluster.address=http://127.0.0.1:1",
+        2,
+        "'out/run', which is relative",
+    ),
 }
 
 
