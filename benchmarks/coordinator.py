@@ -27,6 +27,7 @@ from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import RayExecutor
+from jacjobs.run.cluster.session import Placement
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.roster import MOST_IN_FLIGHT
 from jacjobs.store.folder import RunFolder
@@ -71,9 +72,9 @@ def real(workers: int) -> float:
         place = RunFolder(job.output.path)
         place.create(record)
         plan, metadata = Plan.model_validate(record.plan), part_metadata(record)
-        payload = Payload.pack(problem)
+        payload, placement = Payload.pack(problem), Placement(workers, 1, 0)
         coordinator = Coordinator(
-            record, place.uri, lambda: RayExecutor(payload, plan, place.uri, metadata), workers
+            record, place.uri, lambda: RayExecutor(payload, plan, place.uri, metadata, placement), workers
         )
         manifest = coordinator.run()
         attempt = manifest.attempts[-1]

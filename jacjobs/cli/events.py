@@ -41,6 +41,8 @@ def planned(plan: Plan, path: str) -> Event:
         chunk=plan.chunk,
         blocks=plan.tiling.blocks,
         parts=plan.tiling.parts,
+        workers=plan.resources.workers,
+        device=plan.resources.device.name,
     )
 
 

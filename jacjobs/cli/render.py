@@ -156,9 +156,10 @@ def event(what: Event) -> None:
     match what["event"]:
         case "plan":
             blocks, parts = count(what["blocks"], "block"), count(what["parts"], "part")
+            workers = f"{count(what['workers'], 'worker')}, {what['device']}"
             note(
                 f"J is {what['shape']}, {size(what['bytes'])}: {what['strategy']}, chunks of "
-                f"{what['chunk']:,}, {blocks}, {parts} → {what['path']}"
+                f"{what['chunk']:,}, {blocks}, {parts} → {what['path']} ({workers})"
             )
         case "complete":
             parts, path = count(what["parts"], "part"), what["path"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from jacjobs.shape import Compression, Layout
 
@@ -75,17 +76,27 @@ class OutputOptions(_Options):
     overwrite: Annotated[bool, Field(strict=True)] = False
 
 
+def _gpus(number: float) -> float:
+    """Ray gives whole GPUs, or a part of one."""
+    if 0 <= number <= 1 or (number.is_integer() and 0 <= number <= LARGEST):
+        return number
+    raise PydanticCustomError("gpus", "a whole number, or a part of one GPU such as 0.5")
+
+
 class ClusterOptions(_Options):
     """Who computes.
 
     address:          local (an embedded Ray), auto or HOST:PORT or ray://… (an existing cluster), or inline
                       (this process, no Ray).
-    workers:          how many, or auto: as many as the GPUs, or else the CPUs, allow.
-    cpus_per_worker:  cores and torch threads of each worker.
-    gpus_per_worker:  auto: 1 where the cluster has GPUs, else 0.
+    workers:          how many, or auto: as many as the GPUs, or else the CPUs, allow; on an existing cluster
+                      they become more and fewer with its nodes, and where it scales by itself they ask for
+                      as many as it may grow to.
+    cpus_per_worker:  cores and torch threads of each worker. With one, the default, no worker's threads or
+                      memory are spread over sockets.
+    gpus_per_worker:  auto: 1 where the cluster has GPUs, else 0. A fraction shares a GPU and its memory.
     """
 
     address: Annotated[str, Field(min_length=1)] = "local"
     workers: Literal["auto"] | Count = "auto"
     cpus_per_worker: Count = 1
-    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=LARGEST, strict=True)] = "auto"
+    gpus_per_worker: Literal["auto"] | Annotated[float, AfterValidator(_gpus)] = "auto"

@@ -46,6 +46,7 @@ from jacjobs.run.messages import (
     BlockId,
     BlockLost,
     BlockRaised,
+    Capacity,
     Command,
     Compute,
     Drop,
@@ -103,9 +104,14 @@ class _Assembler:
 class _Losses:
     """Of one kind of actor, that nothing it did explains."""
 
+    most: int
+    """How many were ever wanted."""
     in_a_row: int = 0
     joined: bool = False
     """Has one ever lived?"""
+
+    def expect(self, number: int) -> None:
+        self.most = max(self.most, number)
 
 
 class Ledger:
@@ -149,7 +155,9 @@ class Ledger:
         self._pending = deque(left.bundles)
         self._transposer = Transposer(tiling, left.bundles, left.transposes, workers)
         self._wanted = {"worker": workers, "assembler": assemblers}
-        self._losses = {"worker": _Losses(), "assembler": _Losses()}
+        self._starting = 0
+        """Workers that were asked for, and have not joined yet."""
+        self._losses = {"worker": _Losses(workers), "assembler": _Losses(assemblers)}
         self._roster = Roster(most_in_flight)
         self._gone: set[str] = set()
         """Workers and assemblers that were lost."""
@@ -184,14 +192,15 @@ class Ledger:
         if not self._pending and self._transposer.done:
             self.state = "complete"
             return []
-        workers = self._wanted["worker"] if self._pending else 0
-        return [*([StartAssembler()] * self._wanted["assembler"]), *([StartWorker()] * workers)]
+        assemblers: list[Command] = [StartAssembler()] * self._wanted["assembler"]
+        return [*assemblers, *self._start_workers()]
 
     def handle(self, event: Event) -> list[Command]:
         if self.finished:
             return []
         commands = self._react(event)
         if not self.finished:
+            commands += self._start_workers()
             commands += self._hand_out()
             if self.state == "running":
                 transposes = self._transposer.hand_out(self._assemblers)
@@ -233,6 +242,11 @@ class Ledger:
                 return self._transposed(event)
             case TransposeLost(assembler, part, cause):
                 self._lose_transpose(assembler, part, cause)
+            case Capacity(workers):
+                # Where it has become less, those that are lost are not replaced. One is always wanted, and
+                # waits for room.
+                self._wanted["worker"] = max(1, workers)
+                self._losses["worker"].expect(workers)
             case StopRequested():
                 self.state = "stopping"
         return []
@@ -391,9 +405,23 @@ class Ledger:
 
     # -- coming and going ----------------------------------------------------------------------------------
 
+    def _start_workers(self) -> list[Command]:
+        """Those that are wanted and lacking, as far as there are blocks for them; one more, where all that
+        there are may be dead.
+        """
+        blocks_left = self.blocks_total - self.blocks_done
+        lacking = min(self._wanted["worker"], blocks_left) - len(self._roster) - self._starting
+        if blocks_left and not self._starting and self._roster.all_in_doubt:
+            lacking = max(1, lacking)
+        if self.state != "running" or lacking <= 0:
+            return []
+        self._starting += lacking
+        return [StartWorker()] * lacking
+
     def _join_worker(self, event: WorkerJoined) -> None:
         if event.worker in self._roster or event.worker in self._gone:
             return
+        self._starting = max(0, self._starting - 1)
         self._losses["worker"].joined = True
         self._roster.join(event.worker, event.where, self._clock())
         self.history.joined(event.worker, event.where, event.device)
@@ -411,6 +439,8 @@ class Ledger:
             return []
         self._gone.add(name)
         worker = self._roster.lose(name)
+        if worker is None:
+            self._starting = max(0, self._starting - 1)
         computing = worker.computing if worker is not None else []
         self.history.left(name)
         self.history.failed(name, cause, [str(self._tiling.block(*block)) for block in computing])
@@ -423,7 +453,7 @@ class Ledger:
         if len(computing) == 1 or guilty is not None:
             for block in suspects:
                 commands += self._blame(block, cause)
-        return [*commands, StartWorker()] if self.state == "running" else commands
+        return commands
 
     def _ask_for_life(self, where: str) -> list[Command]:
         """Of the idle workers of a node that has lost somebody. Those at work will be heard of."""
@@ -504,11 +534,11 @@ class Ledger:
             return []
         losses = self._losses[kind]
         losses.in_a_row += 1
-        if losses.in_a_row >= LOSSES_TO_GIVE_UP * (self._wanted[kind] if losses.joined else 1):
+        if losses.in_a_row >= LOSSES_TO_GIVE_UP * (losses.most if losses.joined else 1):
             what = f"{kind}s keep dying, the last one of" if losses.joined else f"no {kind} could start"
             self._fail(WorkersError(f"{what}: {cause}"))
             return []
-        return [StartWorker() if kind == "worker" else StartAssembler()]
+        return [StartAssembler()] if kind == "assembler" else []
 
     def _blame(self, block: BlockId, cause: str) -> list[Command]:
         """Count a loss against the block; at the limit its whole bundle is given up, and the rest goes on."""

@@ -138,6 +138,13 @@ class StopRequested:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """There is room for so many workers now."""
+
+    workers: int
+
+
+@dataclass(frozen=True)
 class Tick:
     """Time has passed."""
 
@@ -156,6 +163,7 @@ Event = (
     | TransposeLost
     | WriteFailed
     | StopRequested
+    | Capacity
     | Tick
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -33,7 +34,7 @@ def resources_here(
     if uses_gpu(cluster):
         free, _ = torch.cuda.mem_get_info()
         device = reported(torch.cuda.get_device_name(), free)
-        return _resources(device, count, 1, memory, path)
+        return _resources(device, count, workers_on_a_gpu(cluster.gpus_per_worker), memory, path)
     device = cpu(available_memory_bytes(), cluster.cpus_per_worker)
     beside = max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
     return _resources(device, count, min(count, beside), memory, path)
@@ -44,7 +45,7 @@ def resources_named(
 ) -> Resources:
     """Of so many GPUs of that name (`cluster.workers`, or one), whether they are here or not."""
     workers = 1 if cluster.workers == "auto" else cluster.workers
-    return _resources(named(name), workers, 1, memory, path)
+    return _resources(named(name), workers, workers_on_a_gpu(cluster.gpus_per_worker), memory, path)
 
 
 def check_budget(resources: Resources) -> None:
@@ -66,6 +67,16 @@ def uses_gpu(cluster: ClusterOptions) -> bool:
     return torch.cuda.is_available() and cluster.gpus_per_worker != 0 and cluster.address != "inline"
 
 
+def gpus_of(asked: Literal["auto"] | float, there: bool) -> float:
+    """What a worker gets where there are GPUs, or none."""
+    return float(there) if asked == "auto" else asked
+
+
+def workers_on_a_gpu(asked: Literal["auto"] | float) -> int:
+    """How many share its memory."""
+    return max(1, int(1 / gpus_of(asked, there=True)))
+
+
 def local_workers(cluster: ClusterOptions) -> int:
     """How many workers this machine gets."""
     if cluster.address == "inline":
@@ -73,7 +84,7 @@ def local_workers(cluster: ClusterOptions) -> int:
     if cluster.workers != "auto":
         return cluster.workers
     if uses_gpu(cluster):
-        return torch.cuda.device_count()
+        return int(torch.cuda.device_count() / gpus_of(cluster.gpus_per_worker, there=True))
     return max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
 
 

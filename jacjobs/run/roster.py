@@ -129,6 +129,11 @@ class Roster:
             if worker.doubted_since is not None and now - worker.doubted_since > seconds
         ]
 
+    @property
+    def all_in_doubt(self) -> bool:
+        """Has nobody been heard of since they were asked for a sign of life?"""
+        return all(worker.doubted_since is not None for worker in self._workers.values())
+
     def lose(self, name: str) -> Member | None:
         """What it had computed stays at hand."""
         worker = self._workers.pop(name, None)

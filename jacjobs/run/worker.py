@@ -46,7 +46,7 @@ class Worker:
         self._plan = plan
         self._makes = "columns" if plan.by_columns else "rows"
         self._looked = -PEAK_SECONDS
-        self._pace = Pace(plan.strategy, plan.chunk, plan.leaner)
+        self._pace = Pace(plan.strategy, _chunk_on(plan, device), plan.leaner)
         self._checker = None
         if plan.checked_by is not None:
             self._checker = Checker(
@@ -164,6 +164,27 @@ class Worker:
                 "or --set compute.nonfinite=warn"
             )
         return count
+
+
+def chunk_within(plan: Plan, nbytes: float) -> int:
+    """The plan's chunk, or half of it and so on, until its predicted peak is within so many bytes. What that
+    leaves out, memory that does not shrink with the chunk, is met by the retreat when memory runs out.
+    """
+    chunk = plan.chunk
+    while chunk > 1 and plan.peak_bytes * chunk / plan.chunk > nbytes:
+        chunk = (chunk + 1) // 2
+    return chunk
+
+
+def _chunk_on(plan: Plan, device: str) -> int:
+    """On a GPU that is smaller than the one that the plan was made for. All of its memory counts, and not what
+    is free, so that the same kind of GPU computes the same bits.
+    """
+    if device == "cpu":
+        return plan.chunk
+    share = plan.resources.budget_bytes * plan.resources.sharing / plan.resources.device.memory_bytes
+    total = torch.cuda.get_device_properties(device).total_memory
+    return chunk_within(plan, total * share / plan.resources.sharing)
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -24,6 +24,7 @@ from jacjobs.errors import IncompleteError, InputError, NonFiniteError, StoppedE
 from jacjobs.run.cluster import session
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import RayExecutor
+from jacjobs.run.cluster.session import Placement
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.ledger import Ledger
 from jacjobs.store import lock
@@ -94,7 +95,7 @@ def coordinator_in_this_process(job: TroubledJob) -> Coordinator:
     return Coordinator(
         record,
         str(job.out),
-        lambda: RayExecutor(payload, plan, str(job.out), part_metadata(record)),
+        lambda: RayExecutor(payload, plan, str(job.out), part_metadata(record), Placement(1, 1, 0)),
         workers=1,
     )
 

@@ -31,6 +31,7 @@ from jacjobs.planning.planner import Plan
 from jacjobs.run import inline
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import Call, RayExecutor
+from jacjobs.run.cluster.session import Placement
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.messages import AssemblerJoined, AssemblerLost, BlockId, Event, StartAssembler
 from jacjobs.run.roster import MOST_IN_FLIGHT
@@ -474,7 +475,7 @@ def test_an_assembler_that_raises_is_taken_for_lost_since_it_gave_its_bundle_up(
 
     problem = jacjobs.Problem(fn, (X[:10],), in_dims=0)
     plan = jacjobs.plan(problem)
-    executor = RayExecutor(Payload.pack(problem), plan, str(tmp_path), {"run": "0"})
+    executor = RayExecutor(Payload.pack(problem), plan, str(tmp_path), {"run": "0"}, Placement(1, 1, 0))
     start = time.monotonic()
     assert list(executor.poll(0.3)) == []
     assert time.monotonic() - start > 0.2

@@ -19,10 +19,13 @@ from jacjobs.run.messages import (
     BlockComputed,
     BlockId,
     BlockRaised,
+    Capacity,
+    Command,
     Compute,
     Findings,
     Kill,
     Ping,
+    StartAssembler,
     StartWorker,
     StopRequested,
     Tick,
@@ -165,11 +168,11 @@ def test_a_node_that_takes_eight_workers_along_counts_once_against_a_block() -> 
     ledger.handle(WorkerJoined("elsewhere", "another node"))
     first, *rest = ledger.handle(WorkerLost("w0", "its node is gone"))
     assert [first, *rest[:6]] == [Ping(f"w{number}") for number in range(1, 8)]
-    assert rest[6:] == [StartWorker(), Compute("elsewhere", BlockId(0, 0))]
+    assert rest[6:] == [Compute("elsewhere", BlockId(0, 0))], "one block wants no more workers"
     assert ledger.handle(WorkerLost("elsewhere", "its node is gone")) == [StartWorker()], "w1 is in doubt"
     assert ledger.handle(WorkerAlive("w1")) == [Compute("w1", BlockId(0, 0))]
     for number in range(2, 8):
-        assert ledger.handle(WorkerLost(f"w{number}", "its node is gone")) == [StartWorker()]
+        assert ledger.handle(WorkerLost(f"w{number}", "its node is gone")) == []
     assert not ledger.finished
 
 
@@ -180,10 +183,36 @@ def test_a_worker_that_gives_no_sign_of_life_is_given_up() -> None:
     ledger.handle(AssemblerJoined("a"))
     for name in ("w1", "w2"):
         ledger.handle(WorkerJoined(name, "one node"))
-    ledger.handle(WorkerLost("w1", "killed"))
+    assert ledger.handle(WorkerLost("w1", "killed")) == [Ping("w2"), StartWorker()]
     assert ledger.handle(Tick()) == []
     now = 61.0
-    assert ledger.handle(Tick()) == [Kill("w2"), StartWorker()]
+    assert ledger.handle(Tick()) == [Kill("w2")], "another one is on its way"
+
+
+def test_workers_follow_the_room_that_there_is() -> None:
+    """More where it grows, as many as there are blocks for; fewer where it shrinks, and always one."""
+    tiling = grid(2, 4)
+    ledger = Ledger(tiling, all_of(tiling), workers=2)
+    assert ledger.start() == [StartAssembler(), StartWorker(), StartWorker()]
+    ledger.handle(AssemblerJoined("a"))
+    ledger.handle(WorkerJoined("w1", "a node"))
+    assert starts(ledger.handle(Capacity(3))) == 1, "one has joined, one is on its way"
+    assert starts(ledger.handle(Capacity(3))) == 0
+    assert starts(ledger.handle(Capacity(100))) == 5, "there are 8 blocks"
+    for number in range(2, 9):
+        ledger.handle(WorkerJoined(f"w{number}", "a node"))
+    ledger.handle(Capacity(7))
+    assert starts(ledger.handle(WorkerLost("w8", "its node is gone"))) == 0, "no room for another one"
+    assert starts(ledger.handle(WorkerLost("w7", "killed"))) == 1, "there is room"
+    ledger.handle(Capacity(0))
+    for number in range(1, 7):
+        assert starts(ledger.handle(WorkerLost(f"w{number}", "its node is gone"))) == 0
+    assert starts(ledger.handle(WorkerLost("w9", "its node is gone"))) == 1, "one waits for room"
+    assert not ledger.finished
+
+
+def starts(commands: list[Command]) -> int:
+    return commands.count(StartWorker())
 
 
 def test_a_function_that_raises_ends_the_run_at_once() -> None:

@@ -62,9 +62,8 @@ class WorkerActor:
     def __init__(self, payload: Payload, plan: str) -> None:
         from jacjobs.run.worker import Worker
 
-        self._worker = Worker(
-            payload.unpack(), Plan.model_validate_json(plan), "cuda" if ray.get_gpu_ids() else "cpu"
-        )
+        made = Plan.model_validate_json(plan)
+        self._worker = Worker(payload.unpack(), made, device(made.resources.device.host))
 
     def ready(self) -> tuple[str, str]:
         """Its node, and the GPUs that it has."""
@@ -134,7 +133,16 @@ def _node() -> str:
     return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}"
 
 
-def worker_options(threads: int, gpus: int) -> dict[str, Any]:
+def device(for_host: bool = True) -> str:
+    """Where this actor computes: on the GPU that it was given. One that torch cannot use there is an error,
+    but for a plan that knows of it and is made for the host.
+    """
+    import torch
+
+    return "cuda" if ray.get_gpu_ids() and (torch.cuda.is_available() or not for_host) else "cpu"
+
+
+def worker_options(threads: int, gpus: float) -> dict[str, Any]:
     """What an actor that computes asks for. What the user has set of the environment stays."""
     environment = {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
     return {

@@ -13,6 +13,7 @@ from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
 from jacjobs.run.cluster.actors import AssemblerActor, Payload, WorkerActor, worker_options
 from jacjobs.run.cluster.causes import cause_of, origin_of
+from jacjobs.run.cluster.session import Placement
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -23,6 +24,7 @@ from jacjobs.run.messages import (
     BlockId,
     BlockLost,
     BlockRaised,
+    Capacity,
     Command,
     Compute,
     Drop,
@@ -45,6 +47,8 @@ from jacjobs.run.transposer import TRANSPOSES
 
 ASSEMBLER_THREADS = 2
 GET_TIMEOUT_SECONDS = 60.0
+LOOK_SECONDS = 2.0
+"""How often the cluster is looked at, where the workers follow it."""
 
 
 class Call(NamedTuple):
@@ -59,13 +63,15 @@ class Call(NamedTuple):
 
 class RayExecutor:
     def __init__(
-        self, payload: Payload, plan: Plan, path: str, metadata: dict[str, str], gpus_per_worker: int = 0
+        self, payload: Payload, plan: Plan, path: str, metadata: dict[str, str], placement: Placement
     ) -> None:
         self._payload = ray.put(payload)
         self._plan = plan.model_dump_json()
         self._path = path
         self._metadata = metadata
-        self._worker_options = worker_options(plan.threads, gpus_per_worker)
+        self._worker_options = worker_options(plan.threads, placement.gpus_per_worker)
+        self._placement = placement
+        self._looked, self._room = time.monotonic(), placement.workers
         self._assembler_threads = ASSEMBLER_THREADS + (TRANSPOSES if plan.tiling.spills else 0)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, Call] = {}
@@ -114,6 +120,7 @@ class RayExecutor:
 
     def poll(self, timeout_seconds: float) -> Iterator[Event]:
         self._send_all()
+        yield from self._look_around()
         waiting = list(self._calls)
         if not waiting:
             time.sleep(timeout_seconds)
@@ -132,6 +139,15 @@ class RayExecutor:
         self._calls.clear()
         self._data.clear()
         self._gathered.clear()
+
+    def _look_around(self) -> Iterator[Event]:
+        """Has the cluster grown or shrunk?"""
+        if self._placement.follow and time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            room = self._placement.now()
+            if room != self._room:
+                self._room = room
+                yield Capacity(room)
 
     def _start(self, kind: Literal["worker", "assembler"], actor: Any) -> None:
         name = f"{kind}-{next(self._numbers)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -14,6 +14,7 @@ import ray
 from jacjobs.errors import InputError, WorkersError
 from jacjobs.planning.options import ClusterOptions
 from jacjobs.run.cluster.causes import cause_of
+from jacjobs.run.resources import gpus_of
 from jacjobs.run.roster import IN_FLIGHT
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -89,26 +90,60 @@ def _knock(address: str) -> None:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many workers, and what each asks for."""
+    """How many workers, and what each asks for.
+
+    follow:  whether there may be more and fewer of them as the cluster grows and shrinks.
+    """
 
     workers: int
-    gpus_per_worker: int
+    cpus_per_worker: int
+    gpus_per_worker: float
+    follow: bool = False
+
+    def now(self) -> int:
+        """How many workers the cluster has room for, or may make room for."""
+        return room(self.cpus_per_worker, self.gpus_per_worker)
 
 
 def place(options: ClusterOptions) -> Placement:
-    """Fit the workers to the cluster this process is connected to; refuse what it does not have."""
-    resources = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    each = int(gpus > 0) if options.gpus_per_worker == "auto" else options.gpus_per_worker
-    fit = cpus // options.cpus_per_worker
-    if each:
-        fit = min(fit, gpus // each)
+    """Fit the workers to the cluster this process is connected to; refuse what it does not have, and cannot
+    get.
+    """
+    there, coming = ray.cluster_resources(), _limits()
+    gpus = gpus_of(options.gpus_per_worker, there=bool(there.get("GPU") or coming.get("GPU")))
+    fit = room(options.cpus_per_worker, gpus)
     workers = fit if options.workers == "auto" else options.workers
     if workers < 1 or workers > fit:
         raise InputError.about(
             "cluster.workers",
-            got=f"{options.workers} (with {options.cpus_per_worker} CPUs and {each} GPUs each)",
-            expected=f"at most {fit}: the cluster has {cpus} CPUs and {gpus} GPUs",
+            got=f"{options.workers} (with {options.cpus_per_worker} CPUs and {gpus:g} GPUs each)",
+            expected=f"at most {fit}: the cluster has {int(there.get('CPU', 0))} CPUs and "
+            f"{int(there.get('GPU', 0))} GPUs",
             do="ask for fewer workers or smaller ones",
         )
-    return Placement(workers, each)
+    follow = options.workers == "auto" and options.address != "local"
+    return Placement(workers, options.cpus_per_worker, gpus, follow)
+
+
+def room(cpus: int, gpus: float) -> int:
+    """For how many workers: node by node, since none spans two; or as many as the cluster may grow to, where
+    it scales by itself.
+    """
+    each = {"CPU": float(cpus), "GPU": gpus}
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    fit = sum(_fit(node, each) for node in nodes)
+    limits = _limits()
+    return max(fit, _fit(limits, each)) if limits else fit
+
+
+def _fit(there: dict[str, float], each: dict[str, float]) -> int:
+    return min(int(there.get(kind, 0) / amount) for kind, amount in each.items() if amount)
+
+
+def _limits() -> dict[str, float]:
+    """What a cluster that scales by itself may grow to; empty where it does not, or does not say. Ray's own
+    libraries ask the same; it is no public name.
+    """
+    with suppress(Exception):
+        return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
+    return {}

@@ -11,7 +11,7 @@ import ray
 from jacjobs.errors import WorkersError
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
-from jacjobs.run.cluster.actors import Payload, worker_options
+from jacjobs.run.cluster.actors import Payload, device, worker_options
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.session import Placement
 
@@ -26,8 +26,7 @@ class TunerActor:
         from jacjobs.run.tuner import Tuner
 
         self._cluster, self._workers = cluster, workers
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self._tuner = Tuner(payload.unpack(), cluster.cpus_per_worker, device)
+        self._tuner = Tuner(payload.unpack(), cluster.cpus_per_worker, device())
 
     def resources(self, memory: float | str | None, path: str) -> Resources:
         from jacjobs.run.resources import resources_here

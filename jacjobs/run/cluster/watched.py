@@ -34,7 +34,7 @@ class CoordinatorActor:
         self._coordinator = Coordinator(
             record,
             path,
-            lambda: RayExecutor(payload, plan, path, part_metadata(record), placement.gpus_per_worker),
+            lambda: RayExecutor(payload, plan, path, part_metadata(record), placement),
             workers=placement.workers,
         )
 
