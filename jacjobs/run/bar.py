@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from jacjobs.planning.planner import Plan
 from jacjobs.run.coordinator import Progress
@@ -20,11 +22,19 @@ def in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
+def _tqdm() -> Any:
+    """The bar of notebooks where they can draw it; else the one of characters, without a warning."""
+    if in_notebook() and importlib.util.find_spec("ipywidgets") is not None:
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm
+
+
 @contextmanager
 def watching(progress: Callable[[], Progress | None], plan: Plan) -> Iterator[None]:
     """Rows of J, as a tqdm bar, until the block ends."""
-    from tqdm.auto import tqdm
-
+    tqdm = _tqdm()
     over = threading.Event()
     with tqdm(total=None, unit=" rows", desc=plan.strategy, mininterval=REFRESH_SECONDS) as shown:
 

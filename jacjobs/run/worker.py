@@ -177,8 +177,8 @@ def chunk_within(plan: Plan, nbytes: float) -> int:
 
 
 def _chunk_on(plan: Plan, device: str) -> int:
-    """On a GPU that is smaller than the one that the plan was made for. All of its memory counts, and not what
-    is free, so that the same kind of GPU computes the same bits.
+    """On a GPU that is smaller than the one that the plan was made for. All of its memory counts, and not
+    what is free, so that the same kind of GPU computes the same bits.
     """
     if device == "cpu":
         return plan.chunk
