@@ -146,7 +146,9 @@ class Ledger:
         self._clock = clock
         self._patience = patience or Patience()
         self._tiling = tiling
+        self.workers_lost = 0
         self._pending = deque(left.bundles)
+        self._blocks_pending = left.blocks
         self._transposer = Transposer(tiling, left.bundles, left.transposes, workers)
         self._wanted = {"worker": workers, "assembler": assemblers}
         self._losses = {"worker": _Losses(), "assembler": _Losses()}
@@ -173,6 +175,11 @@ class Ledger:
     @property
     def workers(self) -> int:
         return len(self._roster)
+
+    @property
+    def blocks_waiting(self) -> int:
+        """To be handed out."""
+        return self._blocks_pending + sum(bundle.waiting for bundle in self._open.values())
 
     @property
     def blocks_in_flight(self) -> int:
@@ -266,6 +273,7 @@ class Ledger:
             return worker.bundle
         if self._may_open():
             bundle = self._pending.popleft()
+            self._blocks_pending -= self._tiling.blocks_in(bundle)
             self._transposer.begin(bundle)
             assembler = self._least_busy()
             self._assemblers[assembler].bundles.add(bundle)
@@ -410,6 +418,7 @@ class Ledger:
         if name in self._gone:
             return []
         self._gone.add(name)
+        self.workers_lost += 1
         worker = self._roster.lose(name)
         computing = worker.computing if worker is not None else []
         self.history.left(name)
