@@ -96,15 +96,27 @@ class Placement:
 
 
 def place(options: ClusterOptions) -> Placement:
-    """Fit the workers to the cluster this process is connected to; refuse what it does not have."""
+    """Fit the workers to the cluster this process is connected to; refuse what it does not have.
+
+    Where nodes come when they are asked for, nobody knows what it could have: a number of workers is taken at
+    its word, and the run waits for them.
+    """
     resources = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    grows = _grows()
+    if grows and not cpus and "auto" in (options.workers, options.gpus_per_worker):
+        raise InputError.about(
+            "cluster.workers, cluster.gpus_per_worker",
+            got=f"{options.workers}, {options.gpus_per_worker}",
+            expected="numbers: the cluster starts nodes when they are asked for, and has none now",
+            do="--set cluster.workers=4 --set cluster.gpus_per_worker=1 asks for four, with a GPU each",
+        )
     each = int(gpus > 0) if options.gpus_per_worker == "auto" else options.gpus_per_worker
     fit = cpus // options.cpus_per_worker
     if each:
         fit = min(fit, gpus // each)
     workers = fit if options.workers == "auto" else options.workers
-    if workers < 1 or workers > fit:
+    if workers < 1 or (workers > fit and not grows):
         raise InputError.about(
             "cluster.workers",
             got=f"{options.workers} (with {options.cpus_per_worker} CPUs and {each} GPUs each)",
@@ -112,3 +124,10 @@ def place(options: ClusterOptions) -> Placement:
             do="ask for fewer workers or smaller ones",
         )
     return Placement(workers, each)
+
+
+def _grows() -> bool:
+    """Does an autoscaler of `ray up` or of KubeRay start nodes? The one that they have by default says so."""
+    from ray.autoscaler.v2.utils import is_autoscaler_v2
+
+    return bool(is_autoscaler_v2(fetch_from_server=True))
