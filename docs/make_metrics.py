@@ -22,10 +22,10 @@ stays after its end: counters for as long as the node lives, gauges for 20 s. Ru
 `cluster.address: inline` export nothing.
 """
 LABELLED = """\
-Each has the labels {labels}: the digest of the run, and the name of its job. Counters are of one attempt (a
-submit or a resume); their sum over a run's attempts, `sum by (run)`, is what all of them did. One of what has
-never happened is not there. None ever falls: what was taken in by an assembler that died, and is made again,
-counts once, and shows in `blocks_repeated`.
+Each has the labels {labels}: the digest of the run, and the name of its job. Counters are of
+one attempt (a submit or a resume); their sum over a run's attempts, `sum by (run)`, is what all of them did.
+One of what has never happened is not there. None ever falls: what was taken in by an assembler that died, and
+is made again, counts once, and shows in `blocks_repeated`.
 """
 USE = """\
 ## Prometheus

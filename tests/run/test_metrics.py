@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import promql_parser
 import pytest
@@ -18,7 +19,7 @@ import torch
 import jacjobs
 from jacjobs import api
 from jacjobs.planning.planner import Plan
-from jacjobs.run.cluster.metrics import LABELS, METRICS
+from jacjobs.run.cluster.metrics import LABELS, METRICS, Metric, RunMetrics
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.inline import InlineExecutor
 from jacjobs.run.readings import Readings
@@ -150,6 +151,27 @@ def test_an_observer_is_told_how_it_ended(tmp_path: Path) -> None:
     told: list[Readings] = []
     carried_out(tmp_path / "run", told.append)
     assert (told[-1].rows, told[-1].bytes, told[-1].blocks_waiting) == (60, 60 * 3 * 4, 0)
+
+
+class _Noted(RunMetrics):
+    """Notes what Ray would be told."""
+
+    def __init__(self) -> None:
+        super().__init__("digest", "name")
+        self.told: dict[str, Mock] = {}
+
+    def _get(self, metric: Metric) -> Mock:
+        return self.told.setdefault(metric.reading, Mock())
+
+
+def test_what_is_made_again_is_counted_once() -> None:
+    """Four blocks go with an assembler, and come again."""
+    metrics = _Noted()
+    for blocks in (10, 6, 6, 12):
+        zero = dict.fromkeys((field.name for field in dataclasses.fields(Readings)), 0)
+        metrics(Readings(**{**zero, "blocks": blocks, "workers": blocks}))
+    assert metrics.told["blocks"].inc.mock_calls == [call(10), call(2)]
+    assert metrics.told["workers"].set.mock_calls == [call(10), call(6), call(6), call(12)]
 
 
 # -- the dashboard -----------------------------------------------------------------------------------------

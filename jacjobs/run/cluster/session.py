@@ -128,6 +128,6 @@ def place(options: ClusterOptions) -> Placement:
 
 def _grows() -> bool:
     """Does an autoscaler of `ray up` or of KubeRay start nodes? The one that they have by default says so."""
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
+    from ray.experimental.internal_kv import _internal_kv_get  # works by ray:// too
 
-    return bool(is_autoscaler_v2(fetch_from_server=True))
+    return bool(_internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1")
