@@ -24,14 +24,15 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-def test_the_page_of_strategies_is_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("make_strategies", DOCS / "make_strategies.py")
+@pytest.mark.parametrize("name", ["strategies", "metrics"])
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(f"make_{name}", DOCS / f"make_{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (DOCS / "strategies.md").read_text(encoding="utf-8") == module.page(), (
-        "run `python docs/make_strategies.py`"
+    assert (DOCS / f"{name}.md").read_text(encoding="utf-8") == module.page(), (
+        f"run `python docs/make_{name}.py`"
     )
 
 

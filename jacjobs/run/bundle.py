@@ -20,6 +20,11 @@ class OpenBundle:
     absorbed: set[int] = field(default_factory=set)
 
     @property
+    def waiting(self) -> int:
+        """Blocks to be handed out, for the first time or again."""
+        return self.total - self.next + len(self.again)
+
+    @property
     def has_work(self) -> bool:
         return bool(self.again) or self.next < self.total
 

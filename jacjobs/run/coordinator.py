@@ -5,6 +5,7 @@ The same loop runs for every executor. It owns the lock, the manifest and the cl
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from jacjobs.run.journal import Journal
 from jacjobs.run.ledger import Ledger, State
 from jacjobs.run.messages import StopRequested, Tick
 from jacjobs.run.patience import Patience
+from jacjobs.run.readings import Readings
 from jacjobs.run.remaining import remaining
 from jacjobs.run.roster import most_in_flight
 from jacjobs.store.commit import reading
@@ -63,13 +65,16 @@ class Coordinator:
         executor: Callable[[], Executor],
         workers: int,
         assemblers: int = 1,
+        observer: Callable[[Readings], None] | None = None,
     ) -> None:
+        """observer: is told every half second, and at the end, where the run stands."""
         self._record = record
         self._plan = Plan.model_validate(record.plan)
         self._folder = RunFolder(path)
         self._make_executor = executor
         self._workers = workers
         self._assemblers = assemblers
+        self._observer = observer
         self._stop = threading.Event()
         self._started = time.monotonic()
         self._entries_total = 0
@@ -173,6 +178,7 @@ class Coordinator:
                     looked = time.monotonic()
                     executor.execute(ledger.handle(Tick()))
                     journal.keep()
+                    self._observe(ledger)
                     lock.check()
                 if time.monotonic() - asked >= STOP_SECONDS:
                     asked = time.monotonic()
@@ -180,9 +186,20 @@ class Coordinator:
                         self.stop()
             ledger.give_up_waiting()
         finally:
+            self._observe(ledger)
             executor.close()
             with suppress(StoreError):  # what came first is what the user has to know
                 self._clear_up(lock)
+
+    def _observe(self, ledger: Ledger) -> None:
+        """A run goes on whatever its observer does; one that fails is not asked again."""
+        if self._observer is None:
+            return
+        try:
+            self._observer(Readings.of(ledger, self._plan))
+        except Exception:
+            logging.getLogger(__name__).warning("this run is not watched any more", exc_info=True)
+            self._observer = None
 
     def _clear_up(self, lock: RunLock) -> None:
         """Unless another process has taken the run over."""

@@ -152,7 +152,9 @@ class Ledger:
         self._clock = clock
         self._patience = patience or Patience()
         self._tiling = tiling
+        self.workers_lost = 0
         self._pending = deque(left.bundles)
+        self._blocks_pending = left.blocks
         self._transposer = Transposer(tiling, left.bundles, left.transposes, workers)
         self._wanted = {"worker": workers, "assembler": assemblers}
         self._starting = 0
@@ -181,6 +183,11 @@ class Ledger:
     @property
     def workers(self) -> int:
         return len(self._roster)
+
+    @property
+    def blocks_waiting(self) -> int:
+        """To be handed out."""
+        return self._blocks_pending + sum(bundle.waiting for bundle in self._open.values())
 
     @property
     def blocks_in_flight(self) -> int:
@@ -280,6 +287,7 @@ class Ledger:
             return worker.bundle
         if self._may_open():
             bundle = self._pending.popleft()
+            self._blocks_pending -= self._tiling.blocks_in(bundle)
             self._transposer.begin(bundle)
             assembler = self._least_busy()
             self._assemblers[assembler].bundles.add(bundle)
@@ -438,6 +446,7 @@ class Ledger:
         if name in self._gone:
             return []
         self._gone.add(name)
+        self.workers_lost += 1
         worker = self._roster.lose(name)
         if worker is None:
             self._starting = max(0, self._starting - 1)

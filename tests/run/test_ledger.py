@@ -22,6 +22,7 @@ from jacjobs.run.messages import (
     Capacity,
     Command,
     Compute,
+    Event,
     Findings,
     Kill,
     Ping,
@@ -59,6 +60,26 @@ def test_without_faults_every_block_is_computed_once(seed: int) -> None:
     assert run.computes == run.ledger.blocks_done == run.ledger.entries_done == 35
     assert run.ledger.history.blocks_repeated == run.ledger.history.failures_total == 0
     assert sum(work.blocks for work in run.ledger.history.work) == 35
+
+
+class _Counted(Simulation):
+    """After every event, each block is in one place."""
+
+    def _hear(self, event: Event) -> None:
+        super()._hear(event)
+        ledger = self.ledger
+        assert ledger.blocks_waiting + ledger.blocks_in_flight + ledger.blocks_done == ledger.blocks_total
+
+
+@pytest.mark.parametrize("crash", [0.0, 0.05])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_block_waits_is_on_its_way_or_is_done(seed: int, crash: float) -> None:
+    run = _Counted(Scenario(tiling=grid(parts=7, blocks=5), workers=1 + seed % 5, crash=crash), seed)
+    run.play()
+    assert run.ends == ["complete"]
+    assert run.ledger.blocks_waiting == 0
+    if not crash:
+        assert run.ledger.workers_lost == 0
 
 
 @pytest.mark.parametrize("seed", range(50))

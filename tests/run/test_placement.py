@@ -74,5 +74,9 @@ NODES = [
     ],
 )
 def test_room_is_counted_node_by_node(cpus: int, gpus: float, limits: dict[str, float], workers: int) -> None:
-    with patch.object(session.ray, "nodes", lambda: NODES), patch.object(session, "_limits", lambda: limits):
+    with (
+        patch.object(session.ray, "nodes", lambda: NODES),
+        patch.object(session, "_limits", lambda: limits),
+        patch.object(session, "_grows", lambda: False),
+    ):
         assert session.room(cpus, gpus) == workers

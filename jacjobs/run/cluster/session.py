@@ -106,14 +106,23 @@ class Placement:
 
 
 def place(options: ClusterOptions) -> Placement:
-    """Fit the workers to the cluster this process is connected to; refuse what it does not have, and cannot
-    get.
+    """Fit the workers to the cluster this process is connected to; refuse what it does not have.
+
+    Where nodes come when they are asked for, a number of workers is taken at its word, and the run waits for
+    them.
     """
-    there, coming = ray.cluster_resources(), _limits()
+    there, coming, grows = ray.cluster_resources(), _limits(), _grows()
+    if grows and not coming and not there.get("CPU") and options.gpus_per_worker == "auto":
+        raise InputError.about(
+            "cluster.gpus_per_worker",
+            got="auto",
+            expected="a number: the cluster starts nodes when they are asked for, and has none to look at now",
+            do="--set cluster.gpus_per_worker=1 asks for nodes with GPUs; cluster.workers says how many at once",
+        )
     gpus = gpus_of(options.gpus_per_worker, there=bool(there.get("GPU") or coming.get("GPU")))
     fit = room(options.cpus_per_worker, gpus)
     workers = fit if options.workers == "auto" else options.workers
-    if workers < 1 or workers > fit:
+    if workers < 1 or (workers > fit and not grows):
         raise InputError.about(
             "cluster.workers",
             got=f"{options.workers} (with {options.cpus_per_worker} CPUs and {gpus:g} GPUs each)",
@@ -126,14 +135,16 @@ def place(options: ClusterOptions) -> Placement:
 
 
 def room(cpus: int, gpus: float) -> int:
-    """For how many workers: node by node, since none spans two; or as many as the cluster may grow to, where
-    it scales by itself.
+    """For how many workers: node by node, since none spans two. Where nodes come when they are asked for: as
+    many as the cluster says that it may grow to, or else twice those that there are. Who waits is the asking.
     """
     each = {"CPU": float(cpus), "GPU": gpus}
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
     fit = sum(_fit(node, each) for node in nodes)
     limits = _limits()
-    return max(fit, _fit(limits, each)) if limits else fit
+    if limits:
+        return max(fit, _fit(limits, each))
+    return max(1, 2 * fit) if _grows() else fit
 
 
 def _fit(there: dict[str, float], each: dict[str, float]) -> int:
@@ -141,9 +152,16 @@ def _fit(there: dict[str, float], each: dict[str, float]) -> int:
 
 
 def _limits() -> dict[str, float]:
-    """What a cluster that scales by itself may grow to; empty where it does not, or does not say. Ray's own
+    """What a cluster that scales by itself may grow to, where it says so (not those of `ray up`). Ray's own
     libraries ask the same; it is no public name.
     """
     with suppress(Exception):
         return dict(ray._private.state.state.get_max_resources_from_cluster_config() or {})
     return {}
+
+
+def _grows() -> bool:
+    """Does an autoscaler of `ray up` or of KubeRay start nodes? The one that they have by default says so."""
+    from ray.experimental.internal_kv import _internal_kv_get  # works by ray:// too
+
+    return bool(_internal_kv_get("__autoscaler_v2_enabled", namespace="__autoscaler") == b"1")

@@ -15,8 +15,9 @@ from jacjobs.run.cluster.actors import Payload, device, worker_options
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.session import Placement
 
-TUNE_TIMEOUT_SECONDS = 300.0
-"""For a worker to start, on a cluster that may have to make room, and to time chunks."""
+TUNE_TIMEOUT_SECONDS = 1200.0
+"""For a worker to start, on a cluster that may have to start a node and install torch there, and to time
+chunks."""
 
 
 class TunerActor:

@@ -15,6 +15,7 @@ from jacjobs.planning.planner import Plan
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.executor import RayExecutor
+from jacjobs.run.cluster.metrics import RunMetrics
 from jacjobs.run.cluster.session import Placement, check_servers
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
 from jacjobs.run.lookout import Lookout
@@ -36,6 +37,7 @@ class CoordinatorActor:
             path,
             lambda: RayExecutor(payload, plan, path, part_metadata(record), placement),
             workers=placement.workers,
+            observer=RunMetrics(record.run, record.name),
         )
 
         self._path = path
