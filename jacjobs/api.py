@@ -280,6 +280,13 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
     nothing.
     """
     address = job.cluster.address
+    if address.startswith(("http://", "https://")):
+        raise InputError.about(
+            "cluster.address",
+            got=f"{address}, for a problem that is in this process",
+            expected="auto, HOST:PORT or ray://… (or local, inline)",
+            do="`jacjobs submit JOB.yaml --address` sends a job file there",
+        )
     if isinstance(what, _Draft) and address in (INLINE, LOCAL):
         check_budget(what.resources)
         what.plan()  # refuses before anything starts

@@ -31,12 +31,13 @@ def follow(run: Run, sink: Sink) -> None:
 
 def watch(path: str, sink: Sink) -> None:
     """A run that another process carries out; Ctrl-C or SIGTERM leave it alone."""
-    from jacjobs.api import attach
-
-    run = attach(path)
     again = f"`jacjobs logs {path} --follow` follows it again, `jacjobs stop {path}` ends it"
-    with detaching(f"left; the run goes on: {again}"), sink.live(), _watching(run, sink):
-        manifest = run.wait()
+    with detaching(f"left; the run goes on: {again}"):
+        from jacjobs.api import attach
+
+        run = attach(path)
+        with sink.live(), _watching(run, sink):
+            manifest = run.wait()
     sink.tell(events.completed(run.path, manifest))
 
 

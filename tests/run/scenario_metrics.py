@@ -97,7 +97,12 @@ def a_block_is_quarantined(prometheus: Prometheus, folder: Path) -> dict[str, An
     job.trouble(11, "die")
     failure = job.failure("cluster.address=auto")
     digest = run_digest(job.out)
-    return {"code": failure.exit_code, "ended": prometheus.when(digest, {QUARANTINED: 1, IN_FLIGHT: 0})}
+    (attempt,) = RunFolder(job.out).attempts(None)
+    return {
+        "code": failure.exit_code,
+        "failures": attempt.failures_total,
+        "ended": prometheus.when(digest, {QUARANTINED: 1, IN_FLIGHT: 0}),
+    }
 
 
 def memory_runs_out(prometheus: Prometheus, folder: Path) -> dict[str, Any]:

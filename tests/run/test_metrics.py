@@ -86,7 +86,7 @@ def test_what_was_lost_is_counted(seen: dict[str, dict[str, Any]]) -> None:
     assert values(once["ended"])["blocks_quarantined"] == 0
     assert thrice["code"] == 4
     ended = values(thrice["ended"])
-    assert ended["workers_lost"] == 3
+    assert ended["workers_lost"] == thrice["failures"] >= 3
     assert ended["blocks_quarantined"] == 1
     assert ended["blocks"] == POINTS - 1
 

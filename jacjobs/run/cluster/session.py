@@ -116,8 +116,8 @@ def place(options: ClusterOptions) -> Placement:
         raise InputError.about(
             "cluster.gpus_per_worker",
             got="auto",
-            expected="a number: the cluster starts nodes when they are asked for, and has none to look at now",
-            do="--set cluster.gpus_per_worker=1 asks for nodes with GPUs; cluster.workers says how many at once",
+            expected="a number: the cluster starts nodes when they are asked for, and has none now",
+            do="--set cluster.gpus_per_worker=1 asks for nodes with GPUs; cluster.workers says how many",
         )
     gpus = gpus_of(options.gpus_per_worker, there=bool(there.get("GPU") or coming.get("GPU")))
     fit = room(options.cpus_per_worker, gpus)
