@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jacjobs.cli import events, remote, render
+from jacjobs.cli import remote, render
 from jacjobs.cli.remote import is_remote
 from jacjobs.cli.sinks import LogFormat, reporting, sink_for
 from jacjobs.errors import FunctionError, InputError, JacjobsError, UnsoundError
@@ -238,16 +238,9 @@ def logs(
         if address is not None:
             remote.logs(run, _head(address), sink, follow)
             return
-        from jacjobs.cli.follow import watch
-        from jacjobs.store.folder import RunFolder
+        from jacjobs.cli.follow import tell, watch
 
-        folder = RunFolder(run)
-        folder.require_run()
-        for attempt in folder.attempts(folder.manifest()):
-            for event in events.told(attempt):
-                sink.tell(event)
-        if follow:
-            watch(run, sink)
+        (watch if follow else tell)(run, sink)
 
 
 @app.command("list", rich_help_panel=WATCH)

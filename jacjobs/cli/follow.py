@@ -29,10 +29,22 @@ def follow(run: Run, sink: Sink) -> None:
     sink.tell(events.completed(run.path, manifest))
 
 
+def tell(path: str, sink: Sink) -> None:
+    """What happened to a run so far, by its folder."""
+    from jacjobs.store.folder import RunFolder
+
+    folder = RunFolder(path)
+    folder.require_run()
+    for attempt in folder.attempts(folder.manifest()):
+        for event in events.told(attempt):
+            sink.tell(event)
+
+
 def watch(path: str, sink: Sink) -> None:
-    """A run that another process carries out; Ctrl-C or SIGTERM leave it alone."""
+    """… and then to its end, whoever carries it out; Ctrl-C or SIGTERM leave it alone."""
     again = f"`jacjobs logs {path} --follow` follows it again, `jacjobs stop {path}` ends it"
     with detaching(f"left; the run goes on: {again}"):
+        tell(path, sink)
         from jacjobs.api import attach
 
         run = attach(path)

@@ -32,6 +32,7 @@ from jacjobs.run.messages import (
     BlockId,
     BlockLost,
     BlockRaised,
+    Capacity,
     Command,
     Compute,
     Drop,
@@ -96,6 +97,8 @@ class Scenario:
     start_failure: float = 0.0
     jitter_seconds: float = 0.01
     extra_workers: int = 0
+    room: float = 0.0
+    """How often the room for workers changes: to none, to twice as many, or to anything between."""
     restarts: int = 0
     stops: int = 0
     disk_full: int = 0
@@ -291,7 +294,7 @@ class Simulation:
         """An event reaches the ledger, and what it answers is carried out."""
         if self.ledger.finished:
             return
-        if not isinstance(event, Tick):
+        if not isinstance(event, (Tick, Capacity)):
             self._heard = self.now
         commands = self.ledger.handle(event)
         self._most_workers = max(self._most_workers, self.ledger.workers)
@@ -473,6 +476,8 @@ class Simulation:
         if self._extra and self._happens(0.2):
             self._extra -= 1
             self._born("w")
+        if self._happens(scenario.room):
+            self._hear(Capacity(self.random.randint(0, 2 * scenario.workers)))
         if scenario.crash:
             for actor in list(self._actors.values()):
                 if actor.known and self._happens(scenario.crash):
@@ -765,7 +770,7 @@ def any_scenario(seed: int, workers: int | None = None) -> Scenario:
         scenario = replace(scenario, raises=BlockId(bundle, 0))
     if chance.random() < 0.1:  # and sometimes all is well
         scenario = Scenario(tiling=tiling, workers=workers, assemblers=scenario.assemblers)
-    return scenario
+    return replace(scenario, room=sometimes(0.02, 0.2))
 
 
 def play(seed: int, ledger: Callable[..., Ledger] = Ledger, workers: int | None = None) -> Simulation:
