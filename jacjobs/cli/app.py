@@ -78,6 +78,7 @@ Follow = Annotated[
 Format = Annotated[
     LogFormat, typer.Option(metavar="text|json", help="How to say what happens: json is a line an event.")
 ]
+AsEvents = Annotated[bool, typer.Option("--json", help="The same as --log-format json.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -156,13 +157,14 @@ def submit(
     ] = False,
     follow: Follow = True,
     log_format: Format = "text",
+    as_json: AsEvents = False,
 ) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest.
 
     With --address http://HEAD:8265 the job's folder travels to that cluster and runs there. To submit it
     again while it runs is to watch it.
     """
-    sink = sink_for(log_format)
+    sink = sink_for("json" if as_json else log_format)
     with reporting(sink):
         settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
         spec = _spec(job, settings, out, address, memory)
@@ -176,9 +178,15 @@ def submit(
 
 
 @app.command(rich_help_panel=COMPUTE)
-def resume(run: AnyRun, address: Address = None, follow: Follow = True, log_format: Format = "text") -> None:
+def resume(
+    run: AnyRun,
+    address: Address = None,
+    follow: Follow = True,
+    log_format: Format = "text",
+    as_json: AsEvents = False,
+) -> None:
     """Finish a run that was interrupted, with the plan that it began with."""
-    sink = sink_for(log_format)
+    sink = sink_for("json" if as_json else log_format)
     with reporting(sink):
         if address is not None and is_remote(address):
             remote.resume(run, address, sink, follow)
@@ -190,10 +198,10 @@ def resume(run: AnyRun, address: Address = None, follow: Follow = True, log_form
 
 
 @app.command(rich_help_panel=COMPUTE)
-def stop(run: AnyRun, address: Head = None) -> None:
+def stop(run: AnyRun, address: Head = None, as_json: AsJson = False) -> None:
     """Ask whoever works on a run to stop, wherever that is; what was committed stays."""
     if address is not None:
-        remote.stop(run, _head(address))
+        remote.stop(run, _head(address), as_json)
         return
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.status import status_of
@@ -202,6 +210,9 @@ def stop(run: AnyRun, address: Head = None) -> None:
     if holder is None:
         raise InputError.about(run, got="a run that nobody works on", expected="one that goes on")
     RunFolder(run).request_stop()
+    if as_json:
+        _print_json([{"run": run, "asked": holder}])
+        return
     render.note(
         f"asked {holder} to stop; it hands out no more blocks. `jacjobs status {run}` says when it ended"
     )
@@ -231,9 +242,10 @@ def logs(
     address: Head = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run has ended.")] = False,
     log_format: Format = "text",
+    as_json: AsEvents = False,
 ) -> None:
     """Say what happened to a run: its attempts, what was lost and why. Of a job on a cluster: all it said."""
-    sink = sink_for(log_format)
+    sink = sink_for("json" if as_json else log_format)
     with reporting(sink):
         if address is not None:
             remote.logs(run, _head(address), sink, follow)

@@ -16,7 +16,7 @@ from jacjobs.cli import events, render
 from jacjobs.cli.events import Event
 from jacjobs.cli.follow import detaching
 from jacjobs.cli.sinks import Sink, rate
-from jacjobs.errors import error_of
+from jacjobs.errors import InputError, error_of
 
 if TYPE_CHECKING:
     from jacjobs.jobspec import JobSpec
@@ -86,15 +86,17 @@ def list_runs(address: str, as_json: bool) -> None:
         render.print_table(("run", "state", "started", "path", "job"), rows)
 
 
-def stop(run: str, address: str) -> None:
+def stop(run: str, address: str, as_json: bool) -> None:
     from jacjobs.remote.cluster import ACTIVE, Cluster
 
     cluster = Cluster(address)
     found = cluster.find(run)
     if found.state not in ACTIVE:
-        render.note(f"{found.id} does not run any more: {found.state}")
-        return
+        raise InputError.about(found.id, got=f"a job that has ended, {found.state}", expected="one that runs")
     cluster.stop(found)
+    if as_json:
+        _print_json([{"run": found.path, "asked": found.id}])
+        return
     render.note(
         f"asked {found.id} to stop; it hands out no more blocks. "
         f"`jacjobs status {found.id} --address {cluster.address}` says when it ended"

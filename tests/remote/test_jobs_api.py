@@ -127,7 +127,9 @@ def test_a_job_that_is_stopped_keeps_its_parts_and_is_resumed(sent: Sent) -> Non
     assert left.says.startswith("stopped on request; what was committed stays")
     assert sent.state() == "stopped"
     assert jacjobs.open(sent.out).missing
-    assert "does not run any more" in sent.run("stop", sent.name).printed
+    again = sent.run("stop", sent.name)
+    assert again.code == 2
+    assert "got a job that has ended, stopped, expected one that runs" in again.says
     before = sent.job.calls()
     resumed = sent.run("resume", sent.name)
     assert resumed.code == 0, resumed.errors
