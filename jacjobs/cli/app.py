@@ -8,16 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jacjobs.cli import render
+from jacjobs.cli import render, schedule
 from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError, UnsoundError
 
 if TYPE_CHECKING:
     from jacjobs.api import Job, Run
+    from jacjobs.jobspec import JobSpec
 
 app = typer.Typer(
     name="jacjobs",
@@ -27,6 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(schedule.app, name="schedule")
 
 JobOrRun = Annotated[
     str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or the folder of a run or its URI.")
@@ -44,6 +48,10 @@ Memory = Annotated[
     str | None,
     typer.Option(metavar="BYTES", help="Memory for products in each worker: 8GiB, or 0.9 of what is free."),
 ]
+Scheduled = Annotated[
+    str | None,
+    typer.Option(metavar="latest|TIME", help="Which occurrence of the job's schedule; TIME in ISO 8601."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -57,12 +65,19 @@ def submit(
     force_new: Annotated[
         bool, typer.Option("--force-new", help="Replace the run of a different job that is there.")
     ] = False,
+    scheduled: Scheduled = None,
 ) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest."""
     from jacjobs.api import submit_job
+    from jacjobs.scheduling.overlap import admit
 
     settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
-    _follow(submit_job(_job(job, settings, out, address, memory)))
+    spec = _spec(job, settings, out, address, memory)
+    occurrence = _occurrence(spec, scheduled)
+    if occurrence is not None:
+        admit(spec, occurrence, datetime.now(UTC), render.note)
+        spec = spec.at(occurrence)
+    _follow(submit_job(_built(spec, job)))
 
 
 @app.command()
@@ -86,7 +101,8 @@ def plan(
     if "://" in job or Path(job).is_dir():
         made = plan_of(job)
     else:
-        made = plan_job(_job(Path(job), overrides, out, address, memory), device)
+        spec = _spec(Path(job), overrides, out, address, memory)
+        made = plan_job(_built(_latest(spec), Path(job)), device)
     if as_json:
         _print_json(made.model_dump(mode="json"))
     else:
@@ -110,7 +126,7 @@ def tune(
     from jacjobs.api import measure_job
     from jacjobs.cli import plots
 
-    planned = _job(job, overrides, memory=memory)
+    planned = _built(_latest(_spec(job, overrides, memory=memory)), job)
     measured, made = measure_job(planned, seconds)
     out.mkdir(parents=True, exist_ok=True)
     render.write_csv(out / "tune.csv", [asdict(reading) for reading in measured])
@@ -161,18 +177,22 @@ def list_runs(
 
 
 @app.command()
-def stop(run: RunPath) -> None:
-    """Ask whoever works on a run to stop, wherever that is; what was committed stays."""
+def stop(run: JobOrRun) -> None:
+    """Ask whoever works on a run to stop, wherever that is; what was committed stays.
+
+    Of a job with a schedule: whichever of its last occurrences goes on.
+    """
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.status import status_of
 
-    holder = status_of(run).holder
-    if holder is None:
-        raise InputError.about(run, got="a run that nobody works on", expected="one that goes on")
-    RunFolder(run).request_stop()
-    render.note(
-        f"asked {holder} to stop; it hands out no more blocks. `jacjobs status {run}` says when it ended"
-    )
+    for path in _live(Path(run)) if Path(run).is_file() else [run]:
+        holder = status_of(path).holder
+        if holder is None:
+            raise InputError.about(path, got="a run that nobody works on", expected="one that goes on")
+        RunFolder(path).request_stop()
+        render.note(
+            f"asked {holder} to stop; it hands out no more blocks. `jacjobs status {path}` says when it ended"
+        )
 
 
 @app.command()
@@ -194,6 +214,7 @@ def verify(
         Path | None,
         typer.Option(metavar="JOB.yaml", help="Compare J with products of this job too. Runs its code."),
     ] = None,
+    scheduled: Scheduled = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a dataset is what its run wrote: every digest, every record. Runs no code of the job."""
@@ -204,7 +225,9 @@ def verify(
     else:
         from jacjobs.api import verify as verify_products
 
-        verdict = verify_products(run, _job(against, None).problem)
+        spec = _spec(against, None)
+        occurrence = _occurrence(spec, scheduled)
+        verdict = verify_products(run, _built(spec.at(occurrence) if occurrence else spec, against).problem)
     if as_json:
         _print_json({"sound": verdict.sound, **asdict(verdict)})
     else:
@@ -224,13 +247,13 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _job(
+def _spec(
     path: Path,
     overrides: list[str] | None,
     out: str | None = None,
     address: str | None = None,
     memory: str | None = None,
-) -> Job:
+) -> JobSpec:
     from jacjobs.jobspec import read_job
 
     settings = list(overrides or [])
@@ -245,6 +268,50 @@ def _job(
             expected="local, inline, auto, HOST:PORT or ray://…",
             do="submitting through the Ray Jobs API is not there yet",
         )
+    return spec
+
+
+def _occurrence(spec: JobSpec, scheduled: str | None) -> datetime | None:
+    """The one that `--scheduled` names; None for a job without a schedule."""
+    from jacjobs.occurrences import named
+
+    if spec.schedule is None:
+        if scheduled is not None:
+            raise InputError.about(
+                "--scheduled", got="a job without a schedule", expected="one with `schedule:` in its file"
+            )
+        return None
+    if scheduled is None:
+        raise InputError.about(
+            f"job {spec.name!r}",
+            got="a job with a schedule, and no occurrence",
+            expected="which one to compute",
+            do="add `--scheduled latest`, or the time of one that `jacjobs schedule next` shows",
+        )
+    return named(spec.schedule, scheduled, datetime.now(UTC))
+
+
+def _live(job: Path) -> list[str]:
+    """The runs of a job that go on, or the run of one without a schedule."""
+    from jacjobs.scheduling.overlap import live_runs
+
+    spec = _spec(job, None)
+    if spec.schedule is None:
+        return [spec.output.path]
+    paths = [live.path for live in live_runs(spec, datetime.now(UTC))]
+    if not paths:
+        raise InputError.about(str(job), got="a job of which no occurrence goes on", expected="one that does")
+    return paths
+
+
+def _latest(spec: JobSpec) -> JobSpec:
+    """For what writes nothing of a run: the job of its latest occurrence, where it has a schedule."""
+    from jacjobs.occurrences import latest
+
+    return spec if spec.schedule is None else spec.at(latest(spec.schedule, datetime.now(UTC)))
+
+
+def _built(spec: JobSpec, path: Path) -> Job:
     from jacjobs.api import job_from_spec
 
     return job_from_spec(spec, path.absolute().parent)

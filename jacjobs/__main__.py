@@ -1,0 +1,5 @@
+"""`python -m jacjobs`: the command line."""
+
+from jacjobs.cli.app import main
+
+main()

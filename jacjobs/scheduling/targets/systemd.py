@@ -1,0 +1,121 @@
+"""Units for systemd: a service that computes the latest occurrence, and the timer that starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from jacjobs.planning.options import ScheduleOptions
+from jacjobs.scheduling.jobs import ScheduledJob
+from jacjobs.scheduling.targets.command import Here, header, slugs
+from jacjobs.scheduling.targets.fields import values
+
+STOP_SECONDS = 600
+"""To finish the blocks that are being computed."""
+_WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+
+
+def systemd(jobs: list[ScheduledJob], here: Here) -> dict[str, str]:
+    """Two files a job."""
+    files = {}
+    for name, job in slugs(jobs):
+        unit = f"jacjobs-{name}"
+        top = header(
+            "systemd",
+            [
+                f"Install: copy {unit}.service and {unit}.timer to ~/.config/systemd/user, then",
+                f"`systemctl --user daemon-reload && systemctl --user enable --now {unit}.timer`.",
+            ],
+        )
+        files[f"{unit}.service"] = _service(job, here, top)
+        files[f"{unit}.timer"] = _timer(job, top)
+    return files
+
+
+def on_calendar(schedule: ScheduleOptions) -> list[str]:
+    """The cron expression as systemd's calendar events; it comes when one of them does.
+
+    A calendar event is one of day and weekday together. Where either will do, there are two.
+    """
+    allowed = values(schedule)
+    months = _numbers(allowed.months, 1, 12)
+    clock = ":".join(
+        (_numbers(allowed.hours, 0, 23), _numbers(allowed.minutes, 0, 59), _numbers(allowed.seconds, 0, 59))
+    )
+    by_day = f"*-{months}-{_numbers(allowed.days, 1, 31)} {clock} {schedule.timezone}"
+    if allowed.both and allowed.every_weekday:
+        return [by_day]
+    # Not as a range: systemd's week begins on Monday.
+    weekdays = ",".join(_WEEKDAYS[day] for day in sorted(allowed.weekdays, key=lambda day: (day - 1) % 7))
+    if allowed.both:
+        return [f"{weekdays} {by_day}"]
+    if allowed.every_day or allowed.every_weekday:
+        return [f"*-{months}-* {clock} {schedule.timezone}"]
+    return [by_day, f"{weekdays} *-{months}-* {clock} {schedule.timezone}"]
+
+
+def _numbers(allowed: Iterable[int], first: int, last: int) -> str:
+    """`*`, `0/15`, `9..17` or `0,7,30`, as short as one of them says it."""
+    numbers = sorted(allowed)
+    if numbers == list(range(first, last + 1)):
+        return "*"
+    if len(numbers) > 2:
+        step = numbers[1] - numbers[0]
+        if step == 1 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+            return f"{numbers[0]:02}..{numbers[-1]:02}"
+        if numbers == list(range(numbers[0], last + 1, step)):
+            return f"{numbers[0]:02}/{step}"
+    return ",".join(f"{number:02}" for number in numbers)
+
+
+def _service(job: ScheduledJob, here: Here, top: list[str]) -> str:
+    words: list[str | Path] = [here.python, "-m", "jacjobs", "submit", job.file, "--scheduled", "latest"]
+    lines = [
+        *top,
+        "# 77: skipped. 75: stopped, and it goes on in a minute; `systemctl stop` stops it for good.",
+        "# KillMode: only jacjobs is asked to stop, and it stops Ray.",
+        "[Unit]",
+        f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
+        "",
+        "[Service]",
+        "Type=oneshot",
+        f"WorkingDirectory={_escaped(str(here.folder))}",
+        f"ExecStart={' '.join(_quoted(word) for word in words)}",
+        "SuccessExitStatus=77",
+        "RestartForceExitStatus=75",
+        "RestartSec=60",
+        "KillMode=mixed",
+        f"TimeoutStopSec={STOP_SECONDS}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _timer(job: ScheduledJob, top: list[str]) -> str:
+    lines = [
+        *top,
+        f"# cron: {job.schedule.cron}",
+        "[Unit]",
+        f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
+        "",
+        "[Timer]",
+        *(f"OnCalendar={event}" for event in on_calendar(job.schedule)),
+        "AccuracySec=1s",
+        "Persistent=true",
+        "",
+        "[Install]",
+        "WantedBy=timers.target",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """% begins a specifier."""
+    return text.replace("%", "%%")
+
+
+def _quoted(word: str | Path) -> str:
+    """A word of a command: $ would begin a variable, a space end it."""
+    text = _escaped(str(word)).replace("$", "$$")
+    if any(character in text for character in " \t\"'\\;"):
+        text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return text
