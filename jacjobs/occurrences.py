@@ -25,21 +25,19 @@ from jacjobs.planning.options import ScheduleOptions
 
 DIRECTIVES = "YymdHMSjGVuwzZ"
 """Of a `{scheduled:FORMAT}`: those that are the same in every language and on every system."""
-COMPARED = 60
-"""Occurrences in a row: more than a year of weeks."""
 _AROUND_CHANGES = timedelta(hours=3)
+_AGES = timedelta(days=50 * 366)
 _FIELD = re.compile(r"\{scheduled(?::([^{}]*))?\}")
 _EXAMPLE = "{scheduled:%Y-%m-%d}"
 _START = datetime(2024, 1, 1, tzinfo=UTC)
-"""Paths are compared from here on, and not from today: a job file is right or wrong whenever it is read."""
-_DAYS_LATER, _YEARS_LATER = (0, 1, 7, 31), range(1, 7)
-"""So long after the first: what is the same on another day, weekday, month or year is seen there."""
+"""Changes of clocks are looked for from here on, not from today: a job file is right whenever it is read."""
+_COMPARED = 3
 
 
 def following(schedule: ScheduleOptions, after: datetime) -> Iterator[datetime]:
     """All occurrences later than a time, the next one first."""
     last = after.astimezone(UTC)
-    for found in CronSim(schedule.expression, _moved(schedule, last, -_AROUND_CHANGES)):
+    for found in CronSim(schedule.expression, _begin(schedule, last)):
         instant = found.astimezone(UTC)
         if instant > last:
             last = instant
@@ -48,12 +46,11 @@ def following(schedule: ScheduleOptions, after: datetime) -> Iterator[datetime]:
 
 def preceding(schedule: ScheduleOptions, until: datetime) -> Iterator[datetime]:
     """All occurrences that have come by then, the latest one first."""
-    last = until.astimezone(UTC) + timedelta(microseconds=1)
-    for found in CronSim(schedule.expression, _moved(schedule, last, _AROUND_CHANGES), reverse=True):
-        instant = found.astimezone(UTC)
-        if instant < last:
-            last = instant
-            yield instant
+    until, span = until.astimezone(UTC), timedelta(hours=1)
+    while span < _AGES:
+        # Forward, piece by piece: where clocks are turned, cronsim finds others on its way back.
+        yield from reversed(between(schedule, until - span, until))
+        until, span = until - span, 2 * span
 
 
 def latest(schedule: ScheduleOptions, now: datetime) -> datetime:
@@ -61,9 +58,12 @@ def latest(schedule: ScheduleOptions, now: datetime) -> datetime:
     return next(preceding(schedule, now))
 
 
-def between(schedule: ScheduleOptions, after: datetime, until: datetime) -> list[datetime]:
-    """Those later than one time, and no later than another."""
-    return list(takewhile(lambda occurrence: occurrence <= until, following(schedule, after)))
+def between(
+    schedule: ScheduleOptions, after: datetime, until: datetime, most: int | None = None
+) -> list[datetime]:
+    """Those later than one time, and no later than another; the first ones, if there are more."""
+    found = takewhile(lambda occurrence: occurrence <= until, following(schedule, after))
+    return list(islice(found, most))
 
 
 def named(schedule: ScheduleOptions, text: str, now: datetime) -> datetime:
@@ -99,11 +99,11 @@ def shown(schedule: ScheduleOptions, occurrence: datetime) -> str:
     return occurrence.astimezone(schedule.zone).isoformat()
 
 
-def _moved(schedule: ScheduleOptions, time: datetime, by: timedelta) -> datetime:
+def _begin(schedule: ScheduleOptions, time: datetime) -> datetime:
     """Where to begin looking: near a change of clocks, cronsim leaves some out that are next to its begin."""
     if schedule.timezone == "UTC":  # none are turned
-        by = timedelta(0)
-    return (time + by).astimezone(UTC if schedule.timezone == "UTC" else schedule.zone)
+        return time
+    return (time - _AROUND_CHANGES).astimezone(schedule.zone)
 
 
 # -- {scheduled:…} -------------------------------------------------------------------------------------------
@@ -145,63 +145,96 @@ def check_texts(value: Any, where: str) -> None:
 
 def check_path(path: str, schedule: ScheduleOptions, where: str) -> None:
     """Raises InputError unless every occurrence has a path of its own."""
+    expected = f"a path of its own for every occurrence of {schedule.cron!r}"
     if not is_template(path):
+        raise InputError.about(where, got=repr(path), expected=expected, do=f"add {_EXAMPLE} to it")
+    check_texts(path, where)
+    left_open = _left_open(path, schedule)
+    if left_open is not None:
+        what, directives = left_open
+        got = f"{path!r}, which leaves the {what} open"
+        raise InputError.about(where, got=got, expected=expected, do=f"add {directives} to its format")
+    same = _sharing(path, schedule)
+    if same is not None:
+        first, second = (occurrence.astimezone(schedule.zone) for occurrence in same)
+        twice = first.replace(tzinfo=None, fold=0) == second.replace(tzinfo=None, fold=0)
         raise InputError.about(
             where,
-            got=repr(path),
-            expected="a path of its own for every occurrence of the schedule",
-            do=f"add {_EXAMPLE} to it",
+            got=f"{path!r}, the same for {first.isoformat()} and {second.isoformat()}",
+            expected=expected,
+            do=f"clocks are turned there: add {'%z' if twice else '%M'}, or use `timezone: UTC`",
         )
-    check_texts(path, where)
-    same = _sharing(path, schedule)
-    if same is None:
-        return
-    first, second = (occurrence.astimezone(schedule.zone) for occurrence in same)
-    if first.replace(tzinfo=None, fold=0) == second.replace(tzinfo=None, fold=0):
-        do = "the clocks are turned back between them: add %z, or use `timezone: UTC`"
-    else:
-        do = f"add %{_telling_apart(first, second)} to its format"
-    raise InputError.about(
-        where,
-        got=f"{path!r}, the same for {first.isoformat()} and {second.isoformat()}",
-        expected=f"a path of its own for every occurrence of {schedule.cron!r}",
-        do=do,
+
+
+def _left_open(path: str, schedule: ScheduleOptions) -> tuple[str, str] | None:
+    """What neither the path nor the cron expression says of an occurrence, and the directives that do."""
+    says = set("".join(re.findall("%(.)", "".join(match[1] for match in _FIELD.finditer(path)))))
+    cron = CronSim(schedule.expression, _START)
+    weekdays = {day % 7 for day in cron.weekdays if isinstance(day, int)}
+    # Of a day and a weekday either will do, or both.
+    only_days = cron.day_and and len(weekdays) == 7
+    only_weekdays = cron.day_and and len(cron.days) == 31
+    year = bool(says & {"Y", "y"})
+    date = (
+        (year and ("j" in says or {"m", "d"} <= says))
+        or ({"G", "V"} <= says and bool(says & {"u", "w"}))
+        # one day a month, one day a week
+        or (year and ("m" in says or len(cron.months) == 1) and len(cron.days) == 1 and only_days)
+        or ({"G", "V"} <= says and len(weekdays) == 1 and only_weekdays)
     )
-
-
-def _telling_apart(first: datetime, second: datetime) -> str:
-    for directive in "YmdHM":
-        if first.strftime(f"%{directive}") != second.strftime(f"%{directive}"):
-            return directive
-    return "S"
+    if not date:
+        return "date", "%Y-%m-%d"
+    for what, directive, values in (
+        ("hour", "H", cron.hours),
+        ("minute", "M", cron.minutes),
+        ("second", "S", cron.seconds),
+    ):
+        if directive not in says and len(values) > 1:
+            return what, f"%{directive}"
+    return None
 
 
 @lru_cache(maxsize=256)
 def _sharing(path: str, schedule: ScheduleOptions) -> tuple[datetime, datetime] | None:
-    """Two occurrences whose runs would have the same path."""
-    seen: dict[str, datetime] = {}
-    first = next(following(schedule, _START - timedelta(seconds=1)))
-    later = [first + timedelta(days=days) for days in _DAYS_LATER]
-    later += [first.replace(year=first.year + years, day=min(first.day, 28)) for years in _YEARS_LATER]
-    for begin in (*later, *_repeated_hours(schedule.timezone)):
-        for occurrence in islice(following(schedule, begin - timedelta(seconds=1)), COMPARED):
-            text = filled(path, occurrence.astimezone(schedule.zone))
-            other = seen.setdefault(text, occurrence)
-            if other != occurrence:
-                return min(other, occurrence), max(other, occurrence)
+    """Two occurrences that have the same path where clocks are turned: of an hour that comes twice, or one
+    that is made up for after a gap, and the next.
+    """
+    moment = timedelta(seconds=1)
+    for change, by in _changes(schedule.timezone):
+        seen: dict[str, datetime] = {}
+        for begin in (change + by, change) if by < timedelta(0) else (change,):
+            # Both hours have the same times; it shows in the first of them.
+            for occurrence in between(schedule, begin - moment, begin + abs(by) - moment, _COMPARED):
+                other = seen.setdefault(filled(path, occurrence.astimezone(schedule.zone)), occurrence)
+                if other != occurrence:
+                    return other, occurrence
+    return None
+
+
+def made_up_for(schedule: ScheduleOptions) -> datetime | None:
+    """An occurrence whose time the clocks leave out, and which comes right after the gap instead."""
+    for change, by in _changes(schedule.timezone):
+        if by > timedelta(0) and between(schedule, change - timedelta(seconds=1), change):
+            as_if = ScheduleOptions(cron=schedule.cron, timezone="UTC")
+            after_gap = change.astimezone(schedule.zone).replace(tzinfo=UTC)
+            if next(following(as_if, after_gap - timedelta(seconds=1))) != after_gap:
+                return change
     return None
 
 
 @lru_cache(maxsize=64)
-def _repeated_hours(timezone: str) -> tuple[datetime, ...]:
-    """Where the clocks were turned back in two years: the begin of what came twice, both times."""
+def _changes(timezone: str) -> tuple[tuple[datetime, timedelta], ...]:
+    """When clocks are turned in 28 years, in which every date was on every weekday, and by how much."""
     zone = ZoneInfo(timezone)
-    found: list[datetime] = []
-    for hour in range(2 * 366 * 24):
-        before, after = (_START + timedelta(hours=hour + h) for h in (0, 1))
-        back = _offset(before, zone) - _offset(after, zone)
-        if back > timedelta(0):
-            found += [after - back, after]
+    found: list[tuple[datetime, timedelta]] = []
+    for day in (_START + timedelta(days=days) for days in range(28 * 365)):
+        if _offset(day, zone) == _offset(day + timedelta(days=1), zone):
+            continue
+        for minute in range(0, 24 * 60, 15):
+            before, after = (day + timedelta(minutes=minute + m) for m in (0, 15))
+            by = _offset(after, zone) - _offset(before, zone)
+            if by:
+                found.append((after, by))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jacjobs.errors import InputError
 from jacjobs.jobspec import JobSpec, parse_job, read_job
-from jacjobs.occurrences import between, following, latest, named, preceding, shown
+from jacjobs.occurrences import between, following, latest, made_up_for, named, preceding, shown
 from jacjobs.planning.options import ALIASES, ScheduleOptions
 from tests.conftest import JOBS
 from tests.scheduling.expressions import expressions
@@ -102,6 +102,18 @@ def test_where_berlins_clocks_are_turned(cron: str, forward: list[str], back: li
     assert local(cron, BACK - 2 * hours, BACK + timedelta(hours=1, minutes=59)) == back
 
 
+def test_whether_clocks_leave_an_occurrence_out() -> None:
+    for cron, zone, left_out in [
+        ("30 2 * * *", "Europe/Berlin", True),
+        ("0 2,3 * * *", "Europe/Berlin", False),  # it comes at 3:00 anyway
+        ("*/30 * * * *", "Europe/Berlin", False),
+        ("30 3 * * *", "Europe/Berlin", False),
+        ("30 2 * 5 *", "Europe/Berlin", False),
+        ("30 2 * * *", "UTC", False),
+    ]:
+        assert (made_up_for(ScheduleOptions(cron=cron, timezone=zone)) is not None) == left_out, cron
+
+
 def test_an_occurrence_between_the_two_hours_of_one_name_is_not_lost() -> None:
     """02:15 comes twice. At the second, 02:30 of the first has come, and the next is tomorrow's."""
     schedule = ScheduleOptions(cron="30 2 * * *", timezone="Europe/Berlin")
@@ -144,7 +156,7 @@ def test_the_time_is_filled_into_path_and_params_in_the_schedules_zone() -> None
 @settings(max_examples=40, deadline=None)
 @given(expressions(), st.sampled_from(["UTC", "Europe/Berlin"]), st.sampled_from([FORWARD, BACK]))
 def test_a_path_that_is_accepted_never_repeats(cron: str, zone: str, around: datetime) -> None:
-    for text in ("%Y-%m-%d", "%Y-%m-%dT%H%M", "%j-%H%M", "%Y-%m-%dT%H%M%z"):
+    for text in ("%Y-%m-%d", "%Y-%m", "%G-%V", "%Y-%m-%dT%H", "%Y-%m-%dT%H%M", "%Y-%m-%dT%H%M%z"):
         try:
             spec = job(f"runs/{{scheduled:{text}}}", cron=cron, timezone=zone)
         except InputError:
@@ -157,16 +169,32 @@ def test_a_path_that_is_accepted_never_repeats(cron: str, zone: str, around: dat
 
 WRONG = {
     "no field": ("runs/x", {"cron": "@daily"}, "add {scheduled:%Y-%m-%d} to it"),
-    "days for hours": ("{scheduled:%Y-%m-%d}", {"cron": "@hourly"}, "add %H to its format"),
+    "days for hours": (
+        "{scheduled:%Y-%m-%d}",
+        {"cron": "@hourly"},
+        "got '{scheduled:%Y-%m-%d}', which leaves the hour open, expected a path of its own for every "
+        "occurrence of '@hourly'; add %H to its format",
+    ),
     "hours for minutes": ("{scheduled:%Y-%m-%dT%H}", {"cron": "*/5 * * * *"}, "add %M to its format"),
-    "no day": ("{scheduled:%H%M}", {"cron": "@hourly"}, "add %d to its format"),
-    "no month": ("{scheduled:%d}", {"cron": "@daily"}, "add %m to its format"),
-    "no year": ("{scheduled:%m-%d}", {"cron": "@daily"}, "add %Y to its format"),
-    "week and the other year": ("{scheduled:%Y-%V}", {"cron": "@weekly"}, "a path of its own"),
+    "minutes for seconds": ("{scheduled:%Y-%jT%H%M}", {"cron": "*/5 * * * * *"}, "add %S to its format"),
+    "no day": ("{scheduled:%H%M}", {"cron": "@hourly"}, "leaves the date open"),
+    "no month": ("{scheduled:%Y-%d}", {"cron": "@daily"}, "add %Y-%m-%d to its format"),
+    "no year": ("{scheduled:%m-%d}", {"cron": "@daily"}, "leaves the date open"),
+    "week and the other year": ("{scheduled:%Y-%V}", {"cron": "@weekly"}, "leaves the date open"),
+    "week for days": ("{scheduled:%G-%V}", {"cron": "0 0 * * 1,2"}, "leaves the date open"),
+    "month for day and weekday": ("{scheduled:%Y-%m}", {"cron": "0 0 1 * 1"}, "leaves the date open"),
+    "month for all weekdays": ("{scheduled:%Y-%m}", {"cron": "0 0 1 * 0-6"}, "leaves the date open"),
     "clocks turned back": (
         "{scheduled:%Y-%m-%dT%H}",
         {"cron": "@hourly", "timezone": "Europe/Berlin"},
-        "the clocks are turned back between them: add %z, or use `timezone: UTC`",
+        "the same for 2024-10-27T02:00:00+02:00 and 2024-10-27T02:00:00+01:00, expected a path of its own "
+        "for every occurrence of '@hourly'; clocks are turned there: add %z, or use `timezone: UTC`",
+    ),
+    "clocks turned forward": (
+        "{scheduled:%Y-%m-%dT%H}",
+        {"cron": "30 2,3 * * *", "timezone": "Europe/Berlin"},
+        "the same for 2024-03-31T03:00:00+02:00 and 2024-03-31T03:30:00+02:00, expected a path of its own "
+        "for every occurrence of '30 2,3 * * *'; clocks are turned there: add %M, or use `timezone: UTC`",
     ),
     "no format": ("{scheduled}", {"cron": "@daily"}, "got {scheduled}, expected a format such as"),
     "unknown directive": ("{scheduled:%Q}", {"cron": "@daily"}, "got %Q in {scheduled:%Q}"),
@@ -199,6 +227,24 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize(
+    ("cron", "text"),
+    [
+        ("@yearly", "%Y"),
+        ("@monthly", "%Y-%m"),
+        ("@weekly", "%G-W%V"),
+        ("@daily", "%Y/%j"),
+        ("@daily", "%G-%V-%u"),
+        ("@hourly", "%Y%m%dT%H"),
+        ("15 2-5 24 12 *", "%Y-%H"),
+        ("30 2 * * *", "%Y-%m-%d"),
+    ],
+)
+def test_a_path_says_no_more_than_it_must(cron: str, text: str) -> None:
+    for zone in ("UTC", "Europe/Berlin") if "%H" not in text else ("UTC",):
+        assert job(f"{{scheduled:{text}}}", cron=cron, timezone=zone).schedule is not None
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_a_schedule_is_one_sentence(case: str) -> None:
     path, schedule, sentence = WRONG[case]
@@ -226,10 +272,10 @@ def test_the_example_is_run_every_night_in_berlin() -> None:
     assert spec.schedule is not None
     found = list(islice(following(spec.schedule, datetime(2026, 3, 27, 12, tzinfo=UTC)), 4))
     assert [o.astimezone(BERLIN).isoformat() for o in found] == [
-        "2026-03-28T02:00:00+01:00",
-        "2026-03-29T03:00:00+02:00",
-        "2026-03-30T02:00:00+02:00",
-        "2026-03-31T02:00:00+02:00",
+        "2026-03-28T03:30:00+01:00",
+        "2026-03-29T03:30:00+02:00",
+        "2026-03-30T03:30:00+02:00",
+        "2026-03-31T03:30:00+02:00",
     ]
     assert [spec.at(o).output.path for o in found] == [
         f"runs/nightly/2026-03-{day}" for day in (28, 29, 30, 31)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jacjobs.errors import InputError
+from jacjobs.occurrences import made_up_for, shown
 from jacjobs.scheduling.jobs import ScheduledJob
 
 LONGEST_NAME = 27
@@ -56,6 +57,18 @@ def slugs(jobs: list[ScheduledJob]) -> list[tuple[str, ScheduledJob]]:
                 expected="one that differs in letters or digits",
             )
     return list(found.items())
+
+
+def gap_remark(job: ScheduledJob, scheduler: str) -> list[str]:
+    """Schedulers other than cron start nothing at a time that the clocks leave out."""
+    left_out = made_up_for(job.schedule)
+    if left_out is None:
+        return []
+    day = shown(job.schedule, left_out)[:10]
+    return [
+        f"Where clocks go forward ({day}, for one) {scheduler} leaves a run out;",
+        "`jacjobs submit JOB --scheduled TIME` makes up for it. `timezone: UTC` knows no such days.",
+    ]
 
 
 def header(target: str, install: list[str]) -> list[str]:

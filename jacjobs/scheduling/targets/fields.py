@@ -84,9 +84,13 @@ def kubernetes_fields(job: ScheduledJob) -> str:
             got=f"{job.schedule.cron!r}, days that must be right in month and week",
             expected="a * for one of them: Kubernetes would run it on either",
         )
-    if allowed.both:
-        fields[_DAY] = "*" if allowed.every_day else fields[_DAY]
-    fields[_WEEKDAY] = "*" if allowed.every_weekday else ",".join(map(str, sorted(allowed.weekdays)))
+    either_is_every = not allowed.both and (allowed.every_day or allowed.every_weekday)
+    if allowed.every_day or either_is_every:
+        fields[_DAY] = "*"
+    if allowed.every_weekday or either_is_every:
+        fields[_WEEKDAY] = "*"
+    else:
+        fields[_WEEKDAY] = ",".join(map(str, sorted(allowed.weekdays)))
     return " ".join(fields)
 
 

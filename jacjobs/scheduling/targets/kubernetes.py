@@ -13,7 +13,7 @@ import yaml
 
 from jacjobs.errors import InputError
 from jacjobs.scheduling.jobs import ScheduledJob
-from jacjobs.scheduling.targets.command import header, slugs
+from jacjobs.scheduling.targets.command import gap_remark, header, slugs
 from jacjobs.scheduling.targets.fields import kubernetes_fields
 
 STOP_SECONDS = 600
@@ -52,7 +52,9 @@ class Pods:
 
 def cron_jobs(jobs: list[ScheduledJob], pods: Pods) -> dict[str, str]:
     return {
-        f"jacjobs-{name}.cronjob.yaml": _document("k8s-cronjob", _INSTALL, _cron_job(name, job, pods))
+        f"jacjobs-{name}.cronjob.yaml": _document(
+            "k8s-cronjob", [*_INSTALL, *gap_remark(job, "Kubernetes")], _cron_job(name, job, pods)
+        )
         for name, job in slugs(jobs)
     }
 
@@ -63,6 +65,7 @@ def ray_cron_jobs(jobs: list[ScheduledJob], pods: Pods) -> dict[str, str]:
         install = [
             *_INSTALL,
             "RayCronJob is alpha: KubeRay 1.6 or newer, with its feature gate RayCronJob switched on.",
+            *gap_remark(job, "KubeRay"),
             "It cannot tell exit codes apart: a job that fails for good is tried once more, too.",
         ]
         if job.schedule.timezone != "UTC":

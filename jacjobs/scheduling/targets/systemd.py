@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from jacjobs.planning.options import ScheduleOptions
 from jacjobs.scheduling.jobs import ScheduledJob
-from jacjobs.scheduling.targets.command import Here, header, slugs
+from jacjobs.scheduling.targets.command import Here, gap_remark, header, slugs
 from jacjobs.scheduling.targets.fields import values
 
 STOP_SECONDS = 600
@@ -25,6 +24,7 @@ def systemd(jobs: list[ScheduledJob], here: Here) -> dict[str, str]:
             [
                 f"Install: copy {unit}.service and {unit}.timer to ~/.config/systemd/user, then",
                 f"`systemctl --user daemon-reload && systemctl --user enable --now {unit}.timer`.",
+                *gap_remark(job, "systemd"),
             ],
         )
         files[f"{unit}.service"] = _service(job, here, top)
@@ -69,16 +69,18 @@ def _numbers(allowed: Iterable[int], first: int, last: int) -> str:
 
 
 def _service(job: ScheduledJob, here: Here, top: list[str]) -> str:
-    words: list[str | Path] = [here.python, "-m", "jacjobs", "submit", job.file, "--scheduled", "latest"]
+    arguments = ["-m", "jacjobs", "submit", str(job.file), "--scheduled", "latest"]
+    # In an argument $ begins a variable; in the command itself it does not.
+    words = [str(here.python), *(word.replace("$", "$$") for word in arguments)]
     lines = [
         *top,
         "# 77: skipped. 75: stopped, and it goes on in a minute; `systemctl stop` stops it for good.",
-        "# KillMode: only jacjobs is asked to stop, and it stops Ray.",
+        "# KillMode: only jacjobs is asked to stop, and it stops Ray. Type: a oneshot cannot restart on 75.",
         "[Unit]",
         f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
         "",
         "[Service]",
-        "Type=oneshot",
+        "Type=exec",
         f"WorkingDirectory={_escaped(str(here.folder))}",
         f"ExecStart={' '.join(_quoted(word) for word in words)}",
         "SuccessExitStatus=77",
@@ -113,9 +115,9 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%%")
 
 
-def _quoted(word: str | Path) -> str:
-    """A word of a command: $ would begin a variable, a space end it."""
-    text = _escaped(str(word)).replace("$", "$$")
+def _quoted(word: str) -> str:
+    """A word of a command, which a space would end."""
+    text = _escaped(word)
     if any(character in text for character in " \t\"'\\;"):
         text = '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
