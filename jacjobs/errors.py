@@ -38,6 +38,10 @@ class TooLargeError(InputError, MemoryError):
     """More of J was asked for at once than the memory holds."""
 
 
+class RunHeldError(InputError):
+    """Somebody else writes that run."""
+
+
 class RunDiffersError(InputError):
     """The output path holds a run of another job."""
 

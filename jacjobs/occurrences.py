@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import islice, takewhile
@@ -32,6 +33,43 @@ _EXAMPLE = "{scheduled:%Y-%m-%d}"
 _START = datetime(2024, 1, 1, tzinfo=UTC)
 """Changes of clocks are looked for from here on, not from today: a job file is right whenever it is read."""
 _COMPARED = 3
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What each field of a cron expression lets through. Sunday is 0.
+
+    both:  a day must be in `days` and in `weekdays`; else one will do.
+    """
+
+    seconds: frozenset[int]
+    minutes: frozenset[int]
+    hours: frozenset[int]
+    days: frozenset[int]
+    months: frozenset[int]
+    weekdays: frozenset[int]
+    both: bool
+
+    @property
+    def every_day(self) -> bool:
+        return len(self.days) == 31
+
+    @property
+    def every_weekday(self) -> bool:
+        return len(self.weekdays) == 7
+
+
+def allowed(schedule: ScheduleOptions) -> Allowed:
+    cron = CronSim(schedule.expression, _START)
+    return Allowed(
+        seconds=frozenset(cron.seconds),
+        minutes=frozenset(cron.minutes),
+        hours=frozenset(cron.hours),
+        days=frozenset(cron.days),
+        months=frozenset(cron.months),
+        weekdays=frozenset(day % 7 for day in cron.weekdays if isinstance(day, int)),
+        both=cron.day_and,
+    )
 
 
 def following(schedule: ScheduleOptions, after: datetime) -> Iterator[datetime]:
@@ -76,9 +114,11 @@ def named(schedule: ScheduleOptions, text: str, now: datetime) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
+        time = None
+    if time is None or not 1970 <= time.year < 9000:  # what datetime can add to, and subtract from
         raise InputError.about(
             "--scheduled", got=repr(text), expected="latest, or a time such as 2026-11-25T02:00:00+01:00"
-        ) from None
+        )
     time = (time if time.tzinfo else time.replace(tzinfo=schedule.zone)).astimezone(UTC)
     before = latest(schedule, time)
     if before != time:
@@ -134,10 +174,10 @@ def check_texts(value: Any, where: str) -> None:
     for match in _FIELD.finditer(value):
         directives = re.findall("%(.?)", match[1] or "", re.DOTALL)
         unknown = [f"%{each}" for each in directives if each not in DIRECTIVES or not each]
-        if unknown or not directives:
+        if unknown or not directives or not match[0].isprintable():
             raise InputError.about(
                 where,
-                got=f"{unknown[0]} in {match[0]}" if unknown else match[0],
+                got=f"{unknown[0]!r} in {match[0]!r}" if unknown else repr(match[0]),
                 expected=f"a format such as {_EXAMPLE}",
                 do=f"there are {', '.join(f'%{each}' for each in DIRECTIVES)}",
             )
@@ -169,18 +209,15 @@ def check_path(path: str, schedule: ScheduleOptions, where: str) -> None:
 def _left_open(path: str, schedule: ScheduleOptions) -> tuple[str, str] | None:
     """What neither the path nor the cron expression says of an occurrence, and the directives that do."""
     says = set("".join(re.findall("%(.)", "".join(match[1] for match in _FIELD.finditer(path)))))
-    cron = CronSim(schedule.expression, _START)
-    weekdays = {day % 7 for day in cron.weekdays if isinstance(day, int)}
-    # Of a day and a weekday either will do, or both.
-    only_days = cron.day_and and len(weekdays) == 7
-    only_weekdays = cron.day_and and len(cron.days) == 31
+    cron = allowed(schedule)
+    only_days, only_weekdays = cron.both and cron.every_weekday, cron.both and cron.every_day
     year = bool(says & {"Y", "y"})
     date = (
         (year and ("j" in says or {"m", "d"} <= says))
         or ({"G", "V"} <= says and bool(says & {"u", "w"}))
         # one day a month, one day a week
         or (year and ("m" in says or len(cron.months) == 1) and len(cron.days) == 1 and only_days)
-        or ({"G", "V"} <= says and len(weekdays) == 1 and only_weekdays)
+        or ({"G", "V"} <= says and len(cron.weekdays) == 1 and only_weekdays)
     )
     if not date:
         return "date", "%Y-%m-%d"

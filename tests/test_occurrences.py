@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zoneinfo
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise
@@ -137,6 +138,9 @@ def test_a_time_must_be_an_occurrence_that_has_come() -> None:
         named(schedule, "2026-11-26T02:00", now)
     with pytest.raises(InputError, match="got 'yesterday', expected latest, or a time such as"):
         named(schedule, "yesterday", now)
+    for text in ("0001-01-01T00:00", "9999-12-31T23:59:59-12:00"):
+        with pytest.raises(InputError, match="expected latest, or a time such as"):
+            named(schedule, text, now)
 
 
 # -- {scheduled:…} -------------------------------------------------------------------------------------------
@@ -196,9 +200,10 @@ WRONG = {
         "the same for 2024-03-31T03:00:00+02:00 and 2024-03-31T03:30:00+02:00, expected a path of its own "
         "for every occurrence of '30 2,3 * * *'; clocks are turned there: add %M, or use `timezone: UTC`",
     ),
-    "no format": ("{scheduled}", {"cron": "@daily"}, "got {scheduled}, expected a format such as"),
-    "unknown directive": ("{scheduled:%Q}", {"cron": "@daily"}, "got %Q in {scheduled:%Q}"),
-    "no directive": ("{scheduled:day}", {"cron": "@daily"}, "got {scheduled:day}, expected a format"),
+    "no format": ("{scheduled}", {"cron": "@daily"}, "got '{scheduled}', expected a format such as"),
+    "unknown directive": ("{scheduled:%Q}", {"cron": "@daily"}, "got '%Q' in '{scheduled:%Q}'"),
+    "control characters": ("{scheduled:%Y-%m-%d\0}", {"cron": "@daily"}, "got '{scheduled:%Y-%m-%d\\x00}'"),
+    "no directive": ("{scheduled:day}", {"cron": "@daily"}, "got '{scheduled:day}', expected a format"),
     "no schedule": ("{scheduled:%Y}", {}, "and no schedule, expected {scheduled:…} in a job that has"),
     "minute 61": (
         "x",
@@ -208,6 +213,10 @@ WRONG = {
     "four fields": ("x", {"cron": "* * * *"}, "wrong number of fields"),
     "never": ("x", {"cron": "0 0 31 2 *"}, "schedule.cron: got '0 0 31 2 *'"),
     "not cron's": ("x", {"cron": "0 0 L * *"}, "not every cron knows L, LW and #"),
+    "long": ("x", {"cron": "0," * 300 + "0 * * * *"}, "at most 200 characters, of ASCII"),
+    "other digits": ("x", {"cron": "\uff10 * * * *"}, "at most 200 characters, of ASCII"),
+    "many digits": ("x", {"cron": "9" * 150 + " * * * *"}, "bad minute"),
+    "long zone": ("x", {"cron": "@daily", "timezone": "z" * 100_000}, "the name of a time zone, such as UTC"),
     "reboot": ("x", {"cron": "@reboot"}, "schedule.cron: got '@reboot', expected five fields"),
     "zone": ("x", {"cron": "@daily", "timezone": "europe/berln"}, "did you mean 'Europe/Berlin'?"),
     "no zone": ("x", {"cron": "@daily", "timezone": "../etc/passwd"}, "the name of a time zone, such as UTC"),
@@ -255,8 +264,19 @@ def test_what_is_wrong_with_a_schedule_is_one_sentence(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=9), st.text(max_size=20))
+def test_whatever_is_written_it_is_read_or_refused(cron: str, zone: str, late: str, form: str) -> None:
+    for changed in ({"cron": cron}, {"timezone": zone}, {"start_deadline": late}, {}):
+        schedule: dict[str, Any] = {"cron": "@daily", **changed}
+        with contextlib.suppress(InputError):
+            spec = job(f"{{scheduled:%Y-%m-%d{form}}}", {"x": f"{{scheduled:{form}}}"}, **schedule)
+            assert spec.schedule is not None
+            spec.at(latest(spec.schedule, FORWARD))
+
+
 def test_a_wrong_field_in_params_is_named() -> None:
-    with pytest.raises(InputError, match=r"params\.files\.1: got %f in \{scheduled:%f\}"):
+    with pytest.raises(InputError, match=r"params\.files\.1: got '%f' in '\{scheduled:%f\}'"):
         job("{scheduled:%Y-%m-%d}", {"files": ["a", "{scheduled:%f}"]}, cron="@daily")
 
 

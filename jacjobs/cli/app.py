@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jacjobs.cli import render, schedule
-from jacjobs.errors import FunctionError, InputError, JacjobsError, StoppedError, UnsoundError
+from jacjobs.errors import (
+    FunctionError,
+    InputError,
+    JacjobsError,
+    RunHeldError,
+    SkippedError,
+    StoppedError,
+    UnsoundError,
+)
 
 if TYPE_CHECKING:
     from jacjobs.api import Job, Run
@@ -74,10 +82,14 @@ def submit(
     settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
     spec = _spec(job, settings, out, address, memory)
     occurrence = _occurrence(spec, scheduled)
-    if occurrence is not None:
-        admit(spec, occurrence, datetime.now(UTC), render.note)
-        spec = spec.at(occurrence)
-    _follow(submit_job(_built(spec, job)))
+    if occurrence is None:
+        _follow(submit_job(_built(spec, job)))
+        return
+    admit(spec, occurrence, datetime.now(UTC), render.note)
+    try:
+        _follow(submit_job(_built(spec.at(occurrence), job)))
+    except RunHeldError as error:  # another submit of it was quicker
+        raise SkippedError(f"{spec.name} was skipped: {error}") from None
 
 
 @app.command()

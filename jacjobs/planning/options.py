@@ -108,6 +108,7 @@ ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
+LONGEST_CRON = 200
 _CRON = "five fields of cron (minute hour day month weekday), or an alias such as @daily"
 _DURATION = re.compile(r"([0-9]{1,6}) ?(s|min|h|d)")
 _UNIT_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -117,7 +118,9 @@ def _cron(text: str) -> str:
     """What every cron knows. `L`, `LW` and `#` are cronsim's alone, and there is no occurrence at @reboot."""
     expression = ALIASES.get(text.lower(), text)
     wrong = ""
-    if re.search(r"#|\dL|\bLW?\b", expression.upper()):
+    if len(text) > LONGEST_CRON or not text.isascii():
+        wrong = f"at most {LONGEST_CRON} characters, of ASCII"
+    elif re.search(r"#|\dL|\bLW?\b", expression.upper()):
         wrong = "not every cron knows L, LW and #"
     else:
         try:
@@ -136,7 +139,7 @@ def _timezone(name: str) -> str:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
         known = {zone.lower(): zone for zone in zoneinfo.available_timezones()}
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name[:50].lower(), known, n=1, cutoff=0.5)
         expected = "the name of a time zone, such as UTC or Europe/Berlin"
         if near:
             expected += f"; did you mean {known[near[0]]!r}?"

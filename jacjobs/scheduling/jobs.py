@@ -62,6 +62,10 @@ def scheduled_jobs(place: Path) -> list[ScheduledJob]:
         )
     names: dict[str, Path] = {}
     for job in jobs:
+        if not str(job.file).isprintable():  # it would end a line of a crontab or a unit
+            raise InputError.about(
+                "a job file", got=repr(str(job.file)), expected="a path without control characters"
+            )
         other = names.setdefault(job.name, job.file)
         if other != job.file:
             raise InputError.about(

@@ -1,7 +1,7 @@
 """May this occurrence start? Every `jacjobs submit --scheduled` asks, so that all schedulers behave alike.
 
 Who works on a run is read from its lock, which a submit takes just before the first block: one that still
-imports or plans is not seen. Two that begin the same run at once are settled by the lock itself.
+imports or plans is not seen. Of two that begin the same run at once, the lock lets one in.
 """
 
 from __future__ import annotations

@@ -214,6 +214,21 @@ def test_skipped_is_77_and_one_sentence(
     assert not RunFolder(job.path_at(newest)).is_run
 
 
+def test_of_two_that_begin_one_run_at_once_the_slower_is_skipped(
+    job: ScheduledJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither saw the other when it asked; the lock of the run decides."""
+    newest = latest(job.schedule, datetime.now(UTC))
+    monkeypatch.setattr("jacjobs.scheduling.overlap.is_late", lambda *_: False)
+    assert ended(monkeypatch, "submit", str(job.file), "--scheduled", "latest") == 0
+    folder = RunFolder(job.path_at(newest))
+    folder.place.remove("_jacjobs/manifest.json")
+    with working_on(job, newest):
+        monkeypatch.setattr("jacjobs.scheduling.overlap.admit", lambda *_: None)
+        assert ended(monkeypatch, "submit", str(job.file), "--scheduled", "latest") == 77
+    assert "small was skipped: run " in capsys.readouterr().err
+
+
 def test_which_occurrence_must_be_said(
     job: ScheduledJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,12 +31,14 @@ class Serving:
 
     def __init__(self, folder: Path) -> None:
         self.history = folder / "history.jsonl"
+        self.said = folder / "said"
         package = Path(jacjobs.__file__).parent.parent
         command = [sys.executable, "-m", "jacjobs", "schedule", "serve", str(folder), "--history"]
-        self.process = psutil.Popen(
-            [*command, str(self.history)],
-            env={**os.environ, "PYTHONPATH": str(package)}, cwd=folder, start_new_session=True,
-        )  # fmt: skip
+        with self.said.open("a") as said:
+            self.process = psutil.Popen(
+                [*command, str(self.history)],
+                stdout=said, env={**os.environ, "PYTHONPATH": str(package)}, cwd=folder, start_new_session=True,
+            )  # fmt: skip
 
     def entries(self, *outcomes: str) -> list[Entry]:
         if not self.history.exists():
@@ -141,7 +142,7 @@ def test_what_was_interrupted_goes_on_when_it_is_served_again(
     wait_for((run / "_jacjobs" / "held").exists, first.process)
     if how == signal.SIGTERM:
         first.process.send_signal(how)
-        time.sleep(1)
+        wait_for(lambda: "stopping: no new blocks" in first.said.read_text(), first.process)
         (tmp_path / "hold").unlink()
         assert first.process.wait(timeout=120) == 0
         (entry,) = first.entries("stopped")

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ STUBS = {
     # What symmetric-run does on the head node, with no Ray: its words are kept for a look at them.
     "ray": """
         echo "ray $*" >> "$SLURM/log"
+        [ "$1" = symmetric-run ] || exit 0
         while [ "$1" != -- ]; do shift; done
         shift
         [ -z "$NO_RAY" ] || exit 0
@@ -98,8 +100,8 @@ def test_the_script_ends_as_the_job_does(
     done = subprocess.run(["sbatch", str(path)], env=cluster, check=False, timeout=60)
     assert done.returncode == ends
     seen = log(tmp_path)
-    assert seen[0] == "scontrol show hostnames node[1-2]"
-    assert seen[1].startswith("srun --nodes=2 --ntasks-per-node=1 ray symmetric-run --address node1:6379")
+    assert seen[:2] == ["scontrol show hostnames node[1-2]", "ray get-auth-token --generate"]
+    assert seen[2].startswith("srun --nodes=2 --ntasks-per-node=1 ray symmetric-run --address node1:6379")
     assert f"python -m jacjobs submit /srv/jobs/nightly.yaml --scheduled latest --address auto" in seen  # noqa: F541
     assert not any("requeue" in line for line in seen)
 
@@ -142,6 +144,7 @@ def test_time_runs_out_and_the_job_goes_on_where_it_was(tmp_path: Path, cluster:
         wait_for(lambda: list(tmp_path.glob("runs/*/_jacjobs/held")), batch)
         os.kill(int((tmp_path / "batch").read_text()), signal.SIGTERM)
         wait_for(lambda: list(tmp_path.glob("runs/*/_jacjobs/stop")), batch)
+        time.sleep(2.5)  # it looks every two seconds
         (tmp_path / "hold").unlink()
         assert batch.wait(timeout=120) == 0
     finally:

@@ -161,7 +161,8 @@ def test_systemd_verifies_the_units(tmp_path: Path, overlap: str) -> None:
         [ANALYZE, "verify", "--man=no", *(str(tmp_path / name) for name in files)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stderr.splitlines() if "jacjobs" in line]  # and not of the machine's own
+    assert (done.returncode, said) == (0, [])
 
 
 def test_a_service_restarts_after_75_only_and_takes_77_for_success() -> None:

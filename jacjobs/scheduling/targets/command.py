@@ -27,6 +27,13 @@ class Here:
     python: Path
     files: Path
 
+    def __post_init__(self) -> None:
+        for path in (self.folder, self.python, self.files):
+            if not str(path).isprintable():  # it would end a line of a crontab or a unit
+                raise InputError.about(
+                    "this folder", got=repr(str(path)), expected="a path without control characters"
+                )
+
     def command(self, *words: str | Path) -> str:
         """For a shell."""
         return shlex.join([str(self.python), "-m", "jacjobs", *map(str, words)])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from jacjobs.occurrences import allowed
 from jacjobs.planning.options import ScheduleOptions
 from jacjobs.scheduling.jobs import ScheduledJob
 from jacjobs.scheduling.targets.command import Here, gap_remark, header, slugs
-from jacjobs.scheduling.targets.fields import values
 
 STOP_SECONDS = 600
 """To finish the blocks that are being computed."""
@@ -37,26 +37,26 @@ def on_calendar(schedule: ScheduleOptions) -> list[str]:
 
     A calendar event is one of day and weekday together. Where either will do, there are two.
     """
-    allowed = values(schedule)
-    months = _numbers(allowed.months, 1, 12)
+    cron = allowed(schedule)
+    months = _numbers(cron.months, 1, 12)
     clock = ":".join(
-        (_numbers(allowed.hours, 0, 23), _numbers(allowed.minutes, 0, 59), _numbers(allowed.seconds, 0, 59))
+        (_numbers(cron.hours, 0, 23), _numbers(cron.minutes, 0, 59), _numbers(cron.seconds, 0, 59))
     )
-    by_day = f"*-{months}-{_numbers(allowed.days, 1, 31)} {clock} {schedule.timezone}"
-    if allowed.both and allowed.every_weekday:
+    by_day = f"*-{months}-{_numbers(cron.days, 1, 31)} {clock} {schedule.timezone}"
+    if cron.both and cron.every_weekday:
         return [by_day]
     # Not as a range: systemd's week begins on Monday.
-    weekdays = ",".join(_WEEKDAYS[day] for day in sorted(allowed.weekdays, key=lambda day: (day - 1) % 7))
-    if allowed.both:
+    weekdays = ",".join(_WEEKDAYS[day] for day in sorted(cron.weekdays, key=lambda day: (day - 1) % 7))
+    if cron.both:
         return [f"{weekdays} {by_day}"]
-    if allowed.every_day or allowed.every_weekday:
+    if cron.every_day or cron.every_weekday:
         return [f"*-{months}-* {clock} {schedule.timezone}"]
     return [by_day, f"{weekdays} *-{months}-* {clock} {schedule.timezone}"]
 
 
-def _numbers(allowed: Iterable[int], first: int, last: int) -> str:
+def _numbers(values: Iterable[int], first: int, last: int) -> str:
     """`*`, `0/15`, `9..17` or `0,7,30`, as short as one of them says it."""
-    numbers = sorted(allowed)
+    numbers = sorted(values)
     if numbers == list(range(first, last + 1)):
         return "*"
     if len(numbers) > 2:
@@ -95,7 +95,7 @@ def _service(job: ScheduledJob, here: Here, top: list[str]) -> str:
 def _timer(job: ScheduledJob, top: list[str]) -> str:
     lines = [
         *top,
-        f"# cron: {job.schedule.cron}",
+        f"# cron: {job.schedule.expression}",
         "[Unit]",
         f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
         "",
