@@ -152,7 +152,8 @@ class Server:
         assert child.stderr is not None
         last = _passed_on(child.stderr, sys.stderr)
         code = child.wait()
-        self._children.discard(child)
+        with self._starting:
+            self._children.discard(child)
         outcome = _OUTCOMES.get(code, "failed")
         if code < 0:  # by a signal: what was committed stays
             outcome, last = "stopped", f"killed by {signal.Signals(-code).name}"

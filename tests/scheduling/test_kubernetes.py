@@ -31,6 +31,7 @@ CLUSTERS: list[dict[str, Any]] = [
     {},
     {"workers": 4, "cpus_per_worker": 2, "gpus_per_worker": 1},
     {"workers": 3, "gpus_per_worker": 0},
+    {"gpus_per_worker": 2},
 ]
 
 
@@ -66,8 +67,12 @@ def test_a_cronjob_is_what_kubernetes_accepts(
     pod = spec["jobTemplate"]["spec"]["template"]["spec"]
     assert pod["restartPolicy"] == "Never", "what a podFailurePolicy needs"
     assert failed["onExitCodes"]["containerName"] == pod["containers"][0]["name"]
-    limits = pod["containers"][0].get("resources", {}).get("limits", {})
-    assert limits == [{}, {"cpu": "8", "nvidia.com/gpu": "4"}, {"cpu": "3"}][CLUSTERS.index(cluster)]
+    expected = [{}, {"cpu": "8", "nvidia.com/gpu": "4"}, {"cpu": "3"}, {"nvidia.com/gpu": "2"}]
+    limits = expected[CLUSTERS.index(cluster)]
+    assert pod["containers"][0]["resources"] == {"requests": limits, "limits": limits}
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"shared-memory": "/dev/shm", **({} if claim is None else {"work": "/work"})}
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
 
 
 def test_the_schema_notices_what_is_wrong() -> None:

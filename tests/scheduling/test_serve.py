@@ -37,7 +37,8 @@ class Serving:
         with self.said.open("a") as said:
             self.process = psutil.Popen(
                 [*command, str(self.history)],
-                stdout=said, env={**os.environ, "PYTHONPATH": str(package)}, cwd=folder, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(package)}, cwd=folder,
+                stdout=said, start_new_session=True,
             )  # fmt: skip
 
     def entries(self, *outcomes: str) -> list[Entry]:

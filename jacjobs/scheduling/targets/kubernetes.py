@@ -99,12 +99,16 @@ def _document(target: str, install: list[str], content: dict[str, Any]) -> str:
 
 def _cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
     cluster = job.spec.cluster
-    several = cluster.workers if cluster.workers != "auto" else 1
     gpus = cluster.gpus_per_worker if cluster.gpus_per_worker != "auto" else 0
-    container = _container(job, pods, "jacjobs", several * cluster.cpus_per_worker, several * gpus)
+    if cluster.workers == "auto":  # as many CPUs as the node lets it have
+        container = _container(job, pods, "jacjobs", None, gpus)
+    else:
+        several = cluster.workers
+        container = _container(job, pods, "jacjobs", several * cluster.cpus_per_worker, several * gpus)
     container["command"] = ["/bin/sh", "-c", _WRAPPER.format(command=_submit(job))]
-    if cluster.workers == "auto":  # as much as the node has
-        del container["resources"]
+    # For Ray's object store: a container has 64 MiB of it otherwise. KubeRay sees to that itself.
+    container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
+    volumes = [*_volumes(pods), {"name": "shared-memory", "emptyDir": {"medium": "Memory"}}]
     deadline = job.schedule.deadline
     late = {} if deadline is None else {"startingDeadlineSeconds": _at_least(deadline.total_seconds())}
     return {
@@ -137,7 +141,7 @@ def _cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
                             "restartPolicy": "Never",
                             "terminationGracePeriodSeconds": STOP_SECONDS,
                             "containers": [container],
-                            **_volumes(pods),
+                            "volumes": volumes,
                         }
                     },
                 }
@@ -171,7 +175,7 @@ def _ray_cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
                     "rayVersion": pods.ray,
                     "headGroupSpec": {
                         "rayStartParams": {"num-cpus": "0"},
-                        "template": {"spec": {"containers": [head], **_volumes(pods)}},
+                        "template": {"spec": {"containers": [head], "volumes": _volumes(pods)}},
                     },
                     "workerGroupSpecs": [
                         {
@@ -180,7 +184,7 @@ def _ray_cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
                             "minReplicas": workers,
                             "maxReplicas": workers,
                             "rayStartParams": {},
-                            "template": {"spec": {"containers": [worker], **_volumes(pods)}},
+                            "template": {"spec": {"containers": [worker], "volumes": _volumes(pods)}},
                         }
                     ],
                 },
@@ -189,7 +193,7 @@ def _ray_cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
     }
 
 
-def _container(job: ScheduledJob, pods: Pods, name: str, cpus: int, gpus: int) -> dict[str, Any]:
+def _container(job: ScheduledJob, pods: Pods, name: str, cpus: int | None, gpus: int) -> dict[str, Any]:
     path = job.spec.output.path
     in_store = "://" in path
     if not in_store and (pods.claim is None or path.startswith("/")):
@@ -199,21 +203,21 @@ def _container(job: ScheduledJob, pods: Pods, name: str, cpus: int, gpus: int) -
             expected="a place that outlives a pod",
             do="use a URI such as s3://…, or a relative path and --claim PERSISTENT_VOLUME_CLAIM",
         )
-    resources: dict[str, Any] = {"cpu": str(cpus), **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    mounts = [] if pods.claim is None else [{"name": "work", "mountPath": _WORK}]
+    asked = {"cpu": cpus, "nvidia.com/gpu": gpus or None}
+    resources = {what: str(number) for what, number in asked.items() if number is not None}
     return {
         "name": name,
         "image": pods.image,
         "workingDir": _JOBS if pods.claim is None else _WORK,
         "resources": {"requests": resources, "limits": dict(resources)},
-        **({"volumeMounts": mounts} if mounts else {}),
+        "volumeMounts": [] if pods.claim is None else [{"name": "work", "mountPath": _WORK}],
     }
 
 
-def _volumes(pods: Pods) -> dict[str, Any]:
+def _volumes(pods: Pods) -> list[dict[str, Any]]:
     if pods.claim is None:
-        return {}
-    return {"volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": pods.claim}}]}
+        return []
+    return [{"name": "work", "persistentVolumeClaim": {"claimName": pods.claim}}]
 
 
 def _submit(job: ScheduledJob, *more: str) -> str:
