@@ -27,7 +27,7 @@ from jacjobs.planning.options import ScheduleOptions
 DIRECTIVES = "YymdHMSjGVuwzZ"
 """Of a `{scheduled:FORMAT}`: those that are the same in every language and on every system."""
 _AROUND_CHANGES = timedelta(hours=3)
-_AGES = timedelta(days=50 * 366)
+_AGES = timedelta(days=400 * 366)
 _FIELD = re.compile(r"\{scheduled(?::([^{}]*))?\}")
 _EXAMPLE = "{scheduled:%Y-%m-%d}"
 _START = datetime(2024, 1, 1, tzinfo=UTC)
