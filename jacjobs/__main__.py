@@ -1,4 +1,4 @@
-"""`python -m jacjobs`."""
+"""`python -m jacjobs`: the command line."""
 
 from jacjobs.cli.app import main
 

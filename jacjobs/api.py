@@ -61,6 +61,13 @@ class Job:
 
 def job_from_spec(spec: JobSpec, folder: Path) -> Job:
     """Build the problem that a job file names; `folder` is where the file is."""
+    if spec.schedule is not None:
+        raise InputError.about(
+            f"job {spec.name!r}",
+            got="a job with a schedule",
+            expected="that of one occurrence",
+            do="make it by `spec.at(occurrence)`",
+        )
     problem, modules = load_problem(spec, folder)
     return _job(problem, spec.name, spec.output, spec.compute, spec.cluster, spec, folder, tuple(modules))
 

@@ -8,6 +8,7 @@
 | 3    | the user's function raised, or its Jacobian is not finite or fails the check |
 | 4    | incomplete: some blocks could not be computed, the rest is there            |
 | 75   | stopped on request, or left alone while it runs elsewhere (EX_TEMPFAIL: a scheduler may requeue) |
+| 77   | skipped: an occurrence that its schedule forbids to start now               |
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ class InputError(JacjobsError):
 
 class TooLargeError(InputError, MemoryError):
     """More of J was asked for at once than the memory holds."""
+
+
+class RunHeldError(InputError):
+    """Somebody else writes that run."""
 
 
 class RunDiffersError(InputError):
@@ -83,6 +88,12 @@ class StoppedError(JacjobsError):
     """The run was asked to stop. What was committed stays; `resume` goes on."""
 
     exit_code = 75
+
+
+class SkippedError(JacjobsError):
+    """An occurrence of a schedule was not started: an earlier one goes on, or it is too late."""
+
+    exit_code = 77
 
 
 class WorkersError(JacjobsError):

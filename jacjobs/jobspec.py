@@ -10,15 +10,17 @@ import difflib
 import importlib
 import importlib.util
 import sys
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jacjobs.errors import InputError, JacjobsError
-from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
+from jacjobs.occurrences import check_path, check_texts, filled, is_template
+from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions, ScheduleOptions
 from jacjobs.problem import Problem, function_error
 
 JOB_BYTES = 1 << 20
@@ -54,6 +56,20 @@ class JobSpec(BaseModel):
     compute: ComputeOptions = ComputeOptions()
     output: OutputOptions
     cluster: ClusterOptions = ClusterOptions()
+    schedule: ScheduleOptions | None = None
+
+    def at(self, occurrence: datetime) -> JobSpec:
+        """The job of one occurrence: `{scheduled:…}` filled in, and no schedule any more."""
+        if self.schedule is None:
+            return self
+        local = occurrence.astimezone(self.schedule.zone)
+        return self.model_copy(
+            update={
+                "params": filled(self.params, local),
+                "output": self.output.model_copy(update={"path": filled(self.output.path, local)}),
+                "schedule": None,
+            }
+        )
 
 
 def read_job(path: Path, overrides: list[str]) -> JobSpec:
@@ -72,9 +88,20 @@ def read_job(path: Path, overrides: list[str]) -> JobSpec:
 def parse_job(content: dict[str, Any], source: str) -> JobSpec:
     """`source` names the file in errors."""
     try:
-        return JobSpec.model_validate(content)
+        spec = JobSpec.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{source}: {_sentence(error)}") from None
+    if spec.schedule is not None:
+        check_path(spec.output.path, spec.schedule, f"{source}: output.path")
+        check_texts(spec.params, f"{source}: params")
+    elif is_template(spec.output.path):
+        raise InputError.about(
+            f"{source}: output.path",
+            got=f"{_shown(spec.output.path)}, and no schedule",
+            expected="{scheduled:…} in a job that has a schedule",
+            do="add `schedule: {cron: …}`, or a path without it",
+        )
+    return spec
 
 
 def _text(path: Path, where: str) -> str:
@@ -149,11 +176,19 @@ def _place(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
     for key in location:
         place.append(str(key))
         field = model.model_fields.get(place[-1])
-        section = None if field is None else field.annotation
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        section = None if field is None else _section(field.annotation)
+        if section is None:
             break
         model = section
     return place, list(model.model_fields)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key is declared as; it may be one that can be left out."""
+    for each in (annotation, *get_args(annotation)):
+        if isinstance(each, type) and issubclass(each, BaseModel):
+            return each
+    return None
 
 
 def _shown(value: object) -> str:

@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "planning": {"errors", "shape", "cost", "problem"},
     "store": {"errors", "shape"},
     "run": {"errors", "shape", "cost", "problem", "autodiff", "planning", "store"},
-    "jobspec": {"errors", "shape", "problem", "planning"},
+    "occurrences": {"errors", "planning"},
+    "jobspec": {"errors", "shape", "problem", "planning", "occurrences"},
 }
 MAY_IMPORT["remote"] = {"errors", "jobspec", "store"}
 MAY_IMPORT["api"] = set(MAY_IMPORT) | {"jobspec"}
-MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "remote"}
+MAY_IMPORT["scheduling"] = {"errors", "planning", "occurrences", "jobspec", "store"}
+MAY_IMPORT["cli"] = MAY_IMPORT["api"] | {"api", "remote", "scheduling"}
 MAY_IMPORT["__main__"] = {"cli"}
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from jacjobs.cli import remote, render
+from jacjobs.cli import events, remote, render, schedule
+from jacjobs.cli.jobs import at_latest, built, live_paths, occurrence_of, spec_of
 from jacjobs.cli.remote import is_remote
 from jacjobs.cli.sinks import LogFormat, reporting, sink_for
-from jacjobs.errors import FunctionError, InputError, JacjobsError, UnsoundError
-
-if TYPE_CHECKING:
-    from jacjobs.api import Job
-    from jacjobs.jobspec import JobSpec
+from jacjobs.errors import (
+    FunctionError,
+    InputError,
+    JacjobsError,
+    RunHeldError,
+    SkippedError,
+    UnsoundError,
+)
 
 EXAMPLES = """Examples:
 
@@ -34,7 +39,7 @@ EXAMPLES = """Examples:
                                      … on a cluster; then status, logs, stop
 
 Exit codes: 0 complete, 1 failed, 2 wrong input, 3 the function raised,
-4 incomplete, 75 stopped.
+4 incomplete, 75 stopped, 77 skipped by its schedule.
 """
 
 app = typer.Typer(
@@ -47,6 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 PREPARE, COMPUTE, WATCH, READ = "Before a run", "Run", "Watch", "Read"
+app.add_typer(schedule.app, name="schedule", rich_help_panel=COMPUTE)
 
 JobOrRun = Annotated[
     str, typer.Argument(metavar="JOB.yaml|RUN", help="A job file, or the folder of a run or its URI.")
@@ -56,6 +62,10 @@ RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run
 AnyRun = Annotated[
     str,
     typer.Argument(metavar="RUN", help="The folder of a run or its URI; with --address, a job's name or id."),
+]
+RunOrJob = Annotated[
+    str,
+    typer.Argument(metavar="RUN|JOB.yaml", help="As of `status`; or a job file, for its runs that go on."),
 ]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job file.")
@@ -71,6 +81,10 @@ Head = Annotated[
 Memory = Annotated[
     str | None,
     typer.Option(metavar="BYTES", help="Memory for products in each worker: 8GiB, or 0.9 of what is free."),
+]
+Scheduled = Annotated[
+    str | None,
+    typer.Option(metavar="latest|TIME", help="Which occurrence of the job's schedule; TIME in ISO 8601."),
 ]
 Follow = Annotated[
     bool, typer.Option("--follow/--no-follow", help="Watch a job on a cluster to its end; Ctrl-C leaves it.")
@@ -106,7 +120,8 @@ def plan(
     if "://" in job or Path(job).is_dir():
         made = plan_of(job)
     else:
-        made = plan_job(_job(Path(job), overrides, out, address, memory), device)
+        spec = at_latest(spec_of(Path(job), overrides, out, address, memory))
+        made = plan_job(built(spec, Path(job)), device)
     if as_json:
         _print_json(made.model_dump(mode="json"))
     else:
@@ -130,7 +145,7 @@ def tune(
     from jacjobs.api import measure_job
     from jacjobs.cli import plots
 
-    planned = _job(job, overrides, memory=memory)
+    planned = built(at_latest(spec_of(job, overrides, memory=memory)), job)
     measured, made = measure_job(planned, seconds)
     out.mkdir(parents=True, exist_ok=True)
     render.write_csv(out / "tune.csv", [asdict(reading) for reading in measured])
@@ -155,6 +170,7 @@ def submit(
     force_new: Annotated[
         bool, typer.Option("--force-new", help="Replace the run of a different job that is there.")
     ] = False,
+    scheduled: Scheduled = None,
     follow: Follow = True,
     log_format: Format = "text",
     as_json: AsEvents = False,
@@ -167,14 +183,23 @@ def submit(
     sink = sink_for("json" if as_json else log_format)
     with reporting(sink):
         settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
-        spec = _spec(job, settings, out, address, memory)
+        spec = spec_of(job, settings, out, address, memory)
+        occurrence = occurrence_of(spec, scheduled)
         if is_remote(spec.cluster.address):
-            remote.submit(spec, job, sink, follow)
+            remote.submit(spec, occurrence, job, sink, follow)
             return
-        from jacjobs.api import job_from_spec, submit_job
+        from jacjobs.api import submit_job
         from jacjobs.cli.follow import follow as follow_run
+        from jacjobs.scheduling.overlap import admit
 
-        follow_run(submit_job(job_from_spec(spec, job.absolute().parent)), sink)
+        if occurrence is None:
+            follow_run(submit_job(built(spec, job)), sink)
+            return
+        admit(spec, occurrence, datetime.now(UTC), lambda text: sink.tell(events.noted(text)))
+        try:
+            follow_run(submit_job(built(spec.at(occurrence), job)), sink)
+        except RunHeldError as error:  # another submit of it was quicker
+            raise SkippedError(f"{spec.name} was skipped: {error}") from None
 
 
 @app.command(rich_help_panel=COMPUTE)
@@ -198,24 +223,32 @@ def resume(
 
 
 @app.command(rich_help_panel=COMPUTE)
-def stop(run: AnyRun, address: Head = None, as_json: AsJson = False) -> None:
-    """Ask whoever works on a run to stop, wherever that is; what was committed stays."""
+def stop(run: RunOrJob, address: Head = None, as_json: AsJson = False) -> None:
+    """Ask whoever works on a run to stop, wherever that is; what was committed stays.
+
+    Of a job file with a schedule: whichever of its last occurrences goes on.
+    """
     if address is not None:
         remote.stop(run, _head(address), as_json)
         return
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.status import status_of
 
-    holder = status_of(run).holder
-    if holder is None:
-        raise InputError.about(run, got="a run that nobody works on", expected="one that goes on")
-    RunFolder(run).request_stop()
+    asked = []
+    for path in live_paths(Path(run)) if Path(run).is_file() else [run]:
+        holder = status_of(path).holder
+        if holder is None:
+            raise InputError.about(path, got="a run that nobody works on", expected="one that goes on")
+        RunFolder(path).request_stop()
+        asked.append({"run": path, "asked": holder})
     if as_json:
-        _print_json([{"run": run, "asked": holder}])
+        _print_json(asked)
         return
-    render.note(
-        f"asked {holder} to stop; it hands out no more blocks. `jacjobs status {run}` says when it ended"
-    )
+    for one in asked:
+        render.note(
+            f"asked {one['asked']} to stop; it hands out no more blocks. "
+            f"`jacjobs status {one['run']}` says when it ended"
+        )
 
 
 # -- watching ------------------------------------------------------------------------------------------------
@@ -299,6 +332,7 @@ def verify(
         Path | None,
         typer.Option(metavar="JOB.yaml", help="Compare J with products of this job too. Runs its code."),
     ] = None,
+    scheduled: Scheduled = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that a dataset is what its run wrote: every digest, every record. Runs no code of the job."""
@@ -309,7 +343,9 @@ def verify(
     else:
         from jacjobs.api import verify as verify_products
 
-        verdict = verify_products(run, _job(against, None).problem)
+        spec = spec_of(against)
+        occurrence = occurrence_of(spec, scheduled)
+        verdict = verify_products(run, built(spec.at(occurrence) if occurrence else spec, against).problem)
     if as_json:
         _print_json({"sound": verdict.sound, **asdict(verdict)})
     else:
@@ -327,35 +363,6 @@ def main() -> None:
             render.error(error.user_traceback)
         render.error(f"jacjobs: {error}")
         sys.exit(error.exit_code)
-
-
-def _spec(
-    path: Path,
-    overrides: list[str] | None,
-    out: str | None = None,
-    address: str | None = None,
-    memory: str | None = None,
-) -> JobSpec:
-    from jacjobs.jobspec import read_job
-
-    settings = list(overrides or [])
-    settings += [f"output.path={json.dumps(out)}"] if out is not None else []
-    settings += [f"cluster.address={json.dumps(address)}"] if address is not None else []
-    settings += [f"compute.memory={memory}"] if memory is not None else []
-    return read_job(path, settings)
-
-
-def _job(
-    path: Path,
-    overrides: list[str] | None,
-    out: str | None = None,
-    address: str | None = None,
-    memory: str | None = None,
-) -> Job:
-    """Its problem, built here: of a job that runs elsewhere too."""
-    from jacjobs.api import job_from_spec
-
-    return job_from_spec(_spec(path, overrides, out, address, memory), path.absolute().parent)
 
 
 def _head(address: str) -> str:

@@ -31,15 +31,40 @@ def is_remote(address: str | None) -> bool:
     return address is not None and address.startswith(("http://", "https://"))
 
 
-def submit(spec: JobSpec, file: Path, sink: Sink, watch: bool) -> None:
+def submit(spec: JobSpec, occurrence: datetime | None, file: Path, sink: Sink, watch: bool) -> None:
+    """`occurrence`: of a job with a schedule."""
     from jacjobs.remote.cluster import Cluster
     from jacjobs.remote.shipment import pack
 
+    one = spec if occurrence is None else spec.at(occurrence)
     with tempfile.TemporaryDirectory(prefix="jacjobs-") as folder:
-        shipment = pack(spec, file.absolute(), Path(folder))
+        shipment = pack(one, file.absolute(), Path(folder))
         cluster = Cluster(spec.cluster.address)
+        if occurrence is not None:
+            _admit(spec, occurrence, cluster, shipment.digest, sink)
         id, attached = cluster.submit(shipment)
     _begin(cluster, id, attached, sink, watch)
+
+
+def _admit(spec: JobSpec, occurrence: datetime, cluster: Cluster, digest: str, sink: Sink) -> None:
+    """Overlap and lateness, where other occurrences are jobs of the same cluster: their runs may be on
+    storage that this process does not see. An occurrence that was submitted before only goes on.
+    """
+    from jacjobs.remote.cluster import ACTIVE
+    from jacjobs.scheduling.overlap import overlapping, refuse_late
+
+    schedule = spec.schedule
+    assert schedule is not None
+    every = [one for one in cluster.submissions() if one.name == spec.name]
+    if not any(one.digest == digest for one in every):
+        refuse_late(spec, occurrence, datetime.now(UTC))
+    for other in (one for one in every if one.state in ACTIVE and one.digest != digest):
+        if schedule.overlap == "forbid":
+            raise overlapping(spec, occurrence, f"{other.id} goes on at {cluster.address}")
+        if schedule.overlap == "replace":
+            sink.tell(events.noted(f"stopping {other.id}"))
+            cluster.stop(other)
+            cluster.wait(other.id)
 
 
 def resume(run: str, address: str, sink: Sink, watch: bool) -> None:

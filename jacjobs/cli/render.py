@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jacjobs.errors import JacjobsError
     from jacjobs.planning.planner import Candidate, Plan
     from jacjobs.run.tradeoff import Reading
+    from jacjobs.scheduling.history import Entry
     from jacjobs.store.status import Status
     from jacjobs.store.verify import Verdict
 
@@ -286,6 +287,38 @@ def verdict(found: Verdict, compared: bool) -> None:
     well = "sound" if found.sound else count(len(found.faults), "fault")
     products = ", J agrees with the job's products" if compared and found.sound and found.complete else ""
     note(f"{well}: {count(found.parts, 'part')}, {size(found.nbytes)} read; {state}{products}")
+
+
+def scheduled(jobs: Sequence[dict[str, Any]]) -> None:
+    """A line a job."""
+    head = ("job", "cron", "zone", "overlap", "latest", "next", "path of the next")
+    keys = ("job", "cron", "timezone", "overlap", "latest_state", "next", "next_path")
+    print_table(head, [tuple(job[key] for key in keys) for job in jobs])
+
+
+def coming(occurrences: Sequence[dict[str, str]]) -> None:
+    """A line an occurrence."""
+    print_table(("next", "job", "path"), [(o["scheduled"], o["job"], o["path"]) for o in occurrences])
+
+
+def job_files(found: Sequence[tuple[Path, JacjobsError | None]]) -> None:
+    """A line a file: ok, or what is wrong."""
+    for path, wrong in found:
+        note(f"{path}: ok" if wrong is None else f"WRONG  {wrong}")
+
+
+def history(entries: Sequence[Entry]) -> None:
+    """A line an occurrence; times in UTC."""
+    rows = []
+    for entry in entries:
+        took = ""
+        if entry.started is not None and entry.ended is not None:
+            took = duration((entry.ended - entry.started).total_seconds())
+        rows.append((entry.scheduled.isoformat(), entry.job, entry.outcome, took, entry.message))
+    if rows:
+        print_table(("scheduled", "job", "outcome", "took", ""), rows)
+    else:
+        note("no occurrences yet")
 
 
 def packed(compression: str) -> str:

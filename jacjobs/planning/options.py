@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+import zoneinfo
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
+from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
@@ -100,3 +105,92 @@ class ClusterOptions(_Options):
     workers: Literal["auto"] | Count = "auto"
     cpus_per_worker: Count = 1
     gpus_per_worker: Literal["auto"] | Annotated[float, AfterValidator(_gpus)] = "auto"
+
+
+# -- when ----------------------------------------------------------------------------------------------------
+
+ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+LONGEST_CRON = 200
+_CRON = "five fields of cron (minute hour day month weekday), or an alias such as @daily"
+_DURATION = re.compile(r"([0-9]{1,6}) ?(s|min|h|d)")
+_UNIT_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+def _cron(text: str) -> str:
+    """What every cron knows. `L`, `LW` and `#` are cronsim's alone, and there is no occurrence at @reboot."""
+    expression = ALIASES.get(text.lower(), text)
+    wrong = ""
+    if len(text) > LONGEST_CRON or not text.isascii():
+        wrong = f"at most {LONGEST_CRON} characters, of ASCII"
+    elif re.search(r"#|\dL|\bLW?\b", expression.upper()):
+        wrong = "not every cron knows L, LW and #"
+    else:
+        try:
+            next(CronSim(expression, datetime(2024, 1, 1, tzinfo=UTC)))
+        except CronSimError as error:
+            wrong = str(error)[0].lower() + str(error)[1:]
+        except StopIteration:
+            wrong = "this never comes"
+    if wrong:
+        raise PydanticCustomError("cron", "{expected}", {"expected": f"{_CRON}; {wrong}"})
+    return text
+
+
+def _timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        known = {zone.lower(): zone for zone in zoneinfo.available_timezones()}
+        near = difflib.get_close_matches(name[:50].lower(), known, n=1, cutoff=0.5)
+        expected = "the name of a time zone, such as UTC or Europe/Berlin"
+        if near:
+            expected += f"; did you mean {known[near[0]]!r}?"
+        raise PydanticCustomError("timezone", "{expected}", {"expected": expected}) from None
+    return name
+
+
+def _duration(text: str) -> str:
+    match = _DURATION.fullmatch(text)
+    if match is None or not int(match[1]):
+        raise PydanticCustomError("duration", "a time such as '90s', '30min', '2h' or '1d'")
+    return text
+
+
+class ScheduleOptions(_Options):
+    """When a job is run. Each time is an occurrence, with a run of its own.
+
+    cron:            five fields, or @hourly, @daily, …; six, the first for seconds, where the scheduler
+                     knows them (`jacjobs schedule serve`, systemd). Of day and weekday either will do, if
+                     neither begins with *, as in every cron.
+    timezone:        the one that the cron expression means, by its IANA name.
+    overlap:         what is done while an earlier occurrence goes on: forbid (this one is skipped), replace
+                     (that one is stopped), allow.
+    start_deadline:  how late an occurrence may start ("90s", "30min", "2h", "1d"); null: however late.
+    """
+
+    cron: Annotated[str, AfterValidator(_cron)]
+    timezone: Annotated[str, AfterValidator(_timezone)] = "UTC"
+    overlap: Literal["forbid", "replace", "allow"] = "forbid"
+    start_deadline: Annotated[str, AfterValidator(_duration)] | None = None
+
+    @property
+    def expression(self) -> str:
+        """The fields, in capitals."""
+        return " ".join(ALIASES.get(self.cron.lower(), self.cron).upper().split())
+
+    @property
+    def zone(self) -> zoneinfo.ZoneInfo:
+        return zoneinfo.ZoneInfo(self.timezone)
+
+    @property
+    def deadline(self) -> timedelta | None:
+        match = _DURATION.fullmatch(self.start_deadline or "")
+        return None if match is None else timedelta(seconds=int(match[1]) * _UNIT_SECONDS[match[2]])

@@ -135,6 +135,11 @@ class Cluster:
         with self._asking():
             self._client.stop_job(submission.id)
 
+    def wait(self, id: str) -> None:
+        """Until it has ended: after a request to stop, when what it has in hand is done."""
+        while self.submission(id).state in ACTIVE:
+            time.sleep(1.0)
+
     def log(self, submission: Submission) -> str:
         with self._asking():
             return str(self._client.get_job_logs(submission.id))

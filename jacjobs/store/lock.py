@@ -17,7 +17,7 @@ import uuid
 
 import psutil
 
-from jacjobs.errors import InputError, StoreError
+from jacjobs.errors import RunHeldError, StoreError
 from jacjobs.store.commit import storing
 from jacjobs.store.place import Place
 from jacjobs.store.plausible import is_shallow
@@ -48,11 +48,11 @@ class RunLock:
         self._taken_by: dict[str, object] | None = None
 
     def acquire(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Raises InputError if somebody else holds the lock and lives."""
+        """Raises RunHeldError if somebody else holds the lock and lives."""
         give_up = time.monotonic() + patience_seconds
         while not self._try():
             if time.monotonic() >= give_up:
-                raise InputError.about(
+                raise RunHeldError.about(
                     f"run {self._place}",
                     got=f"a run in progress, by {holder_of(self._place)}",
                     expected="one writer at a time",

@@ -219,3 +219,25 @@ def test_a_cluster_that_lacks_what_jacjobs_needs(sent: Sent, tmp_path: Path) -> 
     event = json.loads(done.stdout)
     assert event["exit_code"] == 2
     assert " lacks torch" in event["message"]
+
+
+def test_an_occurrence_is_sent_and_no_other_one_beside_it(sent: Sent) -> None:
+    """The cluster's jobs say what goes on, wherever the runs are."""
+    content = yaml.safe_load(sent.file.read_text())
+    content["schedule"] = {"cron": "@yearly"}
+    content["output"]["path"] += "-{scheduled:%Y}"
+    sent.file.write_text(yaml.safe_dump(content))
+    sent.job.trouble(7, "hold")
+    first = sent.run("submit", str(sent.file), "--scheduled", "2024-01-01", "--no-follow")
+    assert first.code == 0, first.errors
+    sent.job.wait_until_met(7)
+    second = sent.run("submit", str(sent.file), "--scheduled", "2025-01-01")
+    assert second.code == 77
+    assert "the occurrence of 2025-01-01T00:00:00+00:00 was skipped: jacjobs-" in second.says
+    again = sent.start("submit", str(sent.file), "--scheduled", "2024-01-01")
+    read_until(again, "runs already: ")
+    sent.job.calm(7)
+    assert ending(again).code == 0
+    run = sent.out.with_name(f"{sent.out.name}-2024")
+    assert parts(run) == sent.job.undisturbed()
+    assert not sent.out.with_name(f"{sent.out.name}-2025").exists()
