@@ -139,9 +139,7 @@ def tune(
     seconds: Annotated[float, typer.Option(metavar="N", min=1, help="About how long to measure.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure memory and speed against the chunk, for every strategy that works: a table, a CSV, a
-    picture.
-    """
+    """Measure memory and speed against the chunk: a table, a CSV, a picture."""
     from jacjobs.api import measure_job
     from jacjobs.cli import plots
 
@@ -177,8 +175,8 @@ def submit(
 ) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest.
 
-    With --address http://HEAD:8265 the job's folder travels to that cluster and runs there. To submit it
-    again while it runs is to watch it.
+    With --address http://HEAD:8265 the job's folder travels to that cluster,
+    and runs there. To submit it again while it runs is to watch it.
     """
     sink = sink_for("json" if as_json else log_format)
     with reporting(sink):

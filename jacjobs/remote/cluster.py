@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from packaging.version import Version
+
 from jacjobs.errors import InputError, JacjobsError, WorkersError
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ DRIVER_BYTES = 2 << 30
 """What the process that plans and watches asks for: memory, and no CPU, so that none is lost to workers. A
 request for memory also lets Ray place it on any node, where it would else be the head's.
 """
+LEAST_RAY = Version("2.50")
+"""Here as the package requires it, there as jobs are sent."""
 ACTIVE = ("pending", "running")
 _TALKATIVE = (
     "ray.dashboard.modules.job.sdk",
@@ -67,6 +71,11 @@ class Cluster:
         _knock(self.address)
         with self._asking():
             self._client = _client(self.address)
+            there = Version(str(self._client._do_request("GET", "/api/version").json()["ray_version"]))
+        if there < LEAST_RAY:
+            raise InputError.about(
+                self.address, got=f"Ray {there}", expected=f"{LEAST_RAY} or later", do="upgrade the cluster"
+            )
 
     def submit(self, shipment: Shipment) -> tuple[str, bool]:
         """Have it run. Returns its id, and whether it was running already: then nothing is submitted.
@@ -272,12 +281,7 @@ class Cluster:
                 do="check the address; `ray start --head` says it, `ray dashboard cluster.yaml` forwards it",
             ) from None
         except RuntimeError as error:
-            text = _first_line(error)
-            if "not compatible" in str(error) or "ensure the cluster is running" in str(error):
-                raise InputError.about(
-                    self.address, got=text, expected="a Ray of 2.50 or later there and here"
-                ) from None
-            raise WorkersError(f"{self.address} refused: {text}") from None
+            raise WorkersError(f"{self.address} refused: {_first_line(error)}") from None
 
 
 class _LostError(Exception):

@@ -194,6 +194,11 @@ def test_nobody_there_nobody_of_that_name_and_somebody_else(sent: Sent) -> None:
         other = sent.run("list", "--address", address, elsewhere=False)
     assert other.code == 2
     assert "no answer of a Ray dashboard" in other.says
+    old = b'{"ray_version": "2.9.3", "ray_commit": "0", "version": "4", "session_name": "s"}'
+    with saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(old), old)) as address:
+        other = sent.run("list", "--address", address, elsewhere=False)
+    assert other.code == 2
+    assert "got Ray 2.9.3, expected 2.50 or later" in other.says
     unknown = sent.run("status", "no-such-job")
     assert unknown.code == 2
     assert "expected one of those there" in unknown.says
