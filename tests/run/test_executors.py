@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -407,7 +408,7 @@ def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) 
     coordinator = Coordinator(
         record,
         folder.uri,
-        lambda: LateExecutor(Payload.pack(problem), plan, folder.uri, metadata),
+        lambda: LateExecutor(Payload.pack(problem), plan, folder.uri, metadata, Placement(1, 1, 0)),
         workers=1,
     )
     with pytest.raises(IncompleteError, match="points 1:2"):
@@ -457,7 +458,8 @@ def test_tiny_blocks_travel_together_and_one_that_kills_its_worker_harms_no_othe
 
     run("whole", inline.InlineExecutor, problem)
     CountingExecutor.sizes.clear()
-    attempt = run("a", CountingExecutor, Payload.pack(problem)).attempts[-1]
+    counting = partial(CountingExecutor, placement=Placement(2, 1, 0))
+    attempt = run("a", counting, Payload.pack(problem)).attempts[-1]
     assert died.exists()
     assert contents(tmp_path / "a") == contents(tmp_path / "whole")
     assert attempt.failures_total == 1
