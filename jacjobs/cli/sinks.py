@@ -130,6 +130,7 @@ class Bar:
 def rate(now: Event) -> str:
     """Rows a second, bytes a second, and how long the rest will take at that rate."""
     trouble = f", {now['nonfinite']:,} entries are NaN or infinite" if now["nonfinite"] else ""
+    trouble += f", {render.count(now['failures'], 'failure')} so far" if now["failures"] else ""
     workers = render.count(now["workers"], "worker")
     if now["paused"] and now["seconds"] > PAUSE_SECONDS:
         return "paused: nobody to compute; waiting for workers" + trouble

@@ -53,6 +53,7 @@ class Progress:
     workers: int
     seconds: float
     nonfinite: int
+    failures: int = 0
 
 
 class Coordinator:
@@ -134,6 +135,7 @@ class Coordinator:
             workers=ledger.workers,
             seconds=time.monotonic() - self._started,
             nonfinite=sum(list(ledger.nonfinite.values())),
+            failures=ledger.history.failures_total,
         )
 
     def stop(self) -> None:

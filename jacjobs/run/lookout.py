@@ -54,6 +54,7 @@ class Lookout:
             workers=sum(worker.left is None for worker in last.workers),
             seconds=last.seconds,
             nonfinite=0,
+            failures=last.failures_total,
         )
 
     def stop(self) -> None:
