@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +67,15 @@ def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
             do="give --out",
         )
     folder = into / "job"
-    _copy(file.parent, folder)
+    try:
+        _copy(file.parent, folder)
+    except OSError as error:
+        raise InputError.about(
+            f"the job's folder {file.parent}",
+            got=f"{error.filename}: {error.strerror}",
+            expected="files that can be read, since all of it travels to the cluster",
+            do="put the job file in a folder of its own",
+        ) from None
     content = spec.model_dump(mode="json")
     content["cluster"]["address"] = "auto"
     (folder / file.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -76,9 +85,8 @@ def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
         for path in sorted(path for path in top.rglob("*") if path.is_file()):
             digest.update(f"{path.relative_to(into)}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
-    return Shipment(
-        spec.name, spec.output.path, folder, modules, f"{ENTRYPOINT} {file.name}", digest.hexdigest()
-    )
+    entrypoint = f"{ENTRYPOINT} {shlex.quote(f'./{file.name}')}"
+    return Shipment(spec.name, spec.output.path, folder, modules, entrypoint, digest.hexdigest())
 
 
 def _copy(folder: Path, into: Path) -> None:
