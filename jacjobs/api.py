@@ -7,11 +7,12 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 from typing import Any
 
@@ -225,6 +226,8 @@ def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
 class _InlineRun:
     """In this process: when it is waited for, or in a thread when it is to go on beside something else."""
 
+    look_seconds = 0.05
+
     def __init__(self, job: Job, folder: RunFolder, record: RunRecord) -> None:
         from jacjobs.run.inline import InlineExecutor
 
@@ -235,21 +238,30 @@ class _InlineRun:
             lambda: InlineExecutor(job.problem, plan, folder.uri, part_metadata(record)),
             workers=1,
         )
-        self._thread: Future[Manifest] | None = None
+        self._outcome: Future[Manifest] | None = None
         self.progress = self._coordinator.progress
         self.stop = self._coordinator.stop
 
     def start(self) -> None:
-        if self._thread is None:
-            pool = ThreadPoolExecutor(1)
-            self._thread = pool.submit(self._coordinator.run)
-            pool.shutdown(wait=False)
+        """In a thread that does not keep this process from ending: what was committed stays."""
+        if self._outcome is None:
+            self._outcome = Future()
+            Thread(target=self._run, args=[self._outcome], daemon=True).start()
 
     def done(self) -> bool:
-        return self._thread is not None and self._thread.done()
+        """Who asks does not wait for it: so it goes on meanwhile."""
+        self.start()
+        assert self._outcome is not None
+        return self._outcome.done()
 
     def result(self) -> Manifest:
-        return self._coordinator.run() if self._thread is None else self._thread.result()
+        return self._coordinator.run() if self._outcome is None else self._outcome.result()
+
+    def _run(self, outcome: Future[Manifest]) -> None:
+        try:
+            outcome.set_result(self._coordinator.run())
+        except BaseException as error:
+            outcome.set_exception(error)
 
 
 def attach(run: str | Path) -> Run:

@@ -84,7 +84,11 @@ Memory = Annotated[
 ]
 Scheduled = Annotated[
     str | None,
-    typer.Option(metavar="latest|TIME", help="Which occurrence of the job's schedule; TIME in ISO 8601."),
+    typer.Option(
+        metavar="latest|unfinished|TIME",
+        help="Which occurrence of the job's schedule: the latest, the latest that was begun and is not "
+        "complete (if there is none, the latest), or the one of a TIME in ISO 8601.",
+    ),
 ]
 Follow = Annotated[
     bool, typer.Option("--follow/--no-follow", help="Watch a job on a cluster to its end; Ctrl-C leaves it.")
@@ -170,7 +174,7 @@ def submit(
     ] = False,
     scheduled: Scheduled = None,
     follow: Follow = True,
-    log_format: Format = "text",
+    log_format: Format = LogFormat.text,
     as_json: AsEvents = False,
 ) -> None:
     """Compute a job's Jacobian into a dataset; if part of it is there, compute the rest.
@@ -178,7 +182,7 @@ def submit(
     With --address http://HEAD:8265 the job's folder travels to that cluster,
     and runs there. To submit it again while it runs is to watch it.
     """
-    sink = sink_for("json" if as_json else log_format)
+    sink = sink_for(log_format, as_json)
     with reporting(sink):
         settings = [*(overrides or []), *(["output.overwrite=true"] if force_new else [])]
         spec = spec_of(job, settings, out, address, memory)
@@ -205,11 +209,11 @@ def resume(
     run: AnyRun,
     address: Address = None,
     follow: Follow = True,
-    log_format: Format = "text",
+    log_format: Format = LogFormat.text,
     as_json: AsEvents = False,
 ) -> None:
     """Finish a run that was interrupted, with the plan that it began with."""
-    sink = sink_for("json" if as_json else log_format)
+    sink = sink_for(log_format, as_json)
     with reporting(sink):
         if address is not None and is_remote(address):
             remote.resume(run, address, sink, follow)
@@ -232,8 +236,15 @@ def stop(run: RunOrJob, address: Head = None, as_json: AsJson = False) -> None:
     from jacjobs.store.folder import RunFolder
     from jacjobs.store.status import status_of
 
+    paths = [run]
+    if Path(run).is_file():
+        spec = spec_of(Path(run))
+        if is_remote(spec.cluster.address):
+            remote.stop(spec.name, spec.cluster.address, as_json)
+            return
+        paths = live_paths(spec)
     asked = []
-    for path in live_paths(Path(run)) if Path(run).is_file() else [run]:
+    for path in paths:
         holder = status_of(path).holder
         if holder is None:
             raise InputError.about(path, got="a run that nobody works on", expected="one that goes on")
@@ -272,11 +283,11 @@ def logs(
     run: AnyRun,
     address: Head = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run has ended.")] = False,
-    log_format: Format = "text",
+    log_format: Format = LogFormat.text,
     as_json: AsEvents = False,
 ) -> None:
     """Say what happened to a run: its attempts, what was lost and why. Of a job on a cluster: all it said."""
-    sink = sink_for("json" if as_json else log_format)
+    sink = sink_for(log_format, as_json)
     with reporting(sink):
         if address is not None:
             remote.logs(run, _head(address), sink, follow)

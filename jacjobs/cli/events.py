@@ -9,8 +9,8 @@ remote job and are shown the same way wherever they come from.
 | complete | what was written, and what the check found                            |
 | error    | how it ended otherwise: `exit_code`, `message`, the user's traceback  |
 
-Each has `time`, in ISO 8601 and UTC. No imports but of the standard library: a cluster that lacks all else
-still gets to say so.
+Each has `time`, in ISO 8601 and UTC, and `jacjobs`, which tells it from what a user's code prints. No imports
+but of the standard library: a cluster that lacks all else still gets to say so.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jacjobs.store.folder import Manifest
 
 Event = dict[str, Any]
+MARK = 1
+"""What `jacjobs` is in each event: the version of these words."""
 KINDS = ("plan", "progress", "note", "complete", "error")
 
 
@@ -104,9 +106,10 @@ def parsed(text: str) -> Event | None:
         event = json.loads(text)
     except ValueError:
         return None
-    return event if isinstance(event, dict) and event.get("event") in KINDS else None
+    ours = isinstance(event, dict) and event.get("jacjobs") == MARK and event.get("event") in KINDS
+    return event if ours else None
 
 
 def _event(kind: str, at: datetime | None = None, /, **content: Any) -> Event:
     at = at or datetime.now(UTC)
-    return {"event": kind, "time": at.isoformat(timespec="milliseconds"), **content}
+    return {"jacjobs": MARK, "event": kind, "time": at.isoformat(timespec="milliseconds"), **content}

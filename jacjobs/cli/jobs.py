@@ -42,6 +42,7 @@ def built(spec: JobSpec, path: Path) -> Job:
 def occurrence_of(spec: JobSpec, scheduled: str | None) -> datetime | None:
     """The one that `--scheduled` names; None for a job without a schedule."""
     from jacjobs.occurrences import named
+    from jacjobs.scheduling.overlap import unfinished
 
     if spec.schedule is None:
         if scheduled is not None:
@@ -56,7 +57,8 @@ def occurrence_of(spec: JobSpec, scheduled: str | None) -> datetime | None:
             expected="which one to compute",
             do="add `--scheduled latest`, or the time of one that `jacjobs schedule next` shows",
         )
-    return named(spec.schedule, scheduled, datetime.now(UTC))
+    now = datetime.now(UTC)
+    return unfinished(spec, now) if scheduled == "unfinished" else named(spec.schedule, scheduled, now)
 
 
 def at_latest(spec: JobSpec) -> JobSpec:
@@ -66,14 +68,15 @@ def at_latest(spec: JobSpec) -> JobSpec:
     return spec if spec.schedule is None else spec.at(latest(spec.schedule, datetime.now(UTC)))
 
 
-def live_paths(job: Path) -> list[str]:
+def live_paths(spec: JobSpec) -> list[str]:
     """The runs of a job that go on, or the run of one without a schedule."""
     from jacjobs.scheduling.overlap import live_runs
 
-    spec = spec_of(job)
     if spec.schedule is None:
         return [spec.output.path]
     paths = [live.path for live in live_runs(spec, datetime.now(UTC))]
     if not paths:
-        raise InputError.about(str(job), got="a job of which no occurrence goes on", expected="one that does")
+        raise InputError.about(
+            f"job {spec.name!r}", got="a job of which no occurrence goes on", expected="one that does"
+        )
     return paths

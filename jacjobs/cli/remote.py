@@ -41,24 +41,24 @@ def submit(spec: JobSpec, occurrence: datetime | None, file: Path, sink: Sink, w
         shipment = pack(one, file.absolute(), Path(folder))
         cluster = Cluster(spec.cluster.address)
         if occurrence is not None:
-            _admit(spec, occurrence, cluster, shipment.digest, sink)
+            _admit(spec, occurrence, cluster, sink)
         id, attached = cluster.submit(shipment)
     _begin(cluster, id, attached, sink, watch)
 
 
-def _admit(spec: JobSpec, occurrence: datetime, cluster: Cluster, digest: str, sink: Sink) -> None:
+def _admit(spec: JobSpec, occurrence: datetime, cluster: Cluster, sink: Sink) -> None:
     """Overlap and lateness, where other occurrences are jobs of the same cluster: their runs may be on
     storage that this process does not see. An occurrence that was submitted before only goes on.
     """
     from jacjobs.remote.cluster import ACTIVE
     from jacjobs.scheduling.overlap import overlapping, refuse_late
 
-    schedule = spec.schedule
+    schedule, path = spec.schedule, spec.at(occurrence).output.path
     assert schedule is not None
     every = [one for one in cluster.submissions() if one.name == spec.name]
-    if not any(one.digest == digest for one in every):
+    if not any(one.path == path for one in every):
         refuse_late(spec, occurrence, datetime.now(UTC))
-    for other in (one for one in every if one.state in ACTIVE and one.digest != digest):
+    for other in (one for one in every if one.state in ACTIVE and one.path != path):
         if schedule.overlap == "forbid":
             raise overlapping(spec, occurrence, f"{other.id} goes on at {cluster.address}")
         if schedule.overlap == "replace":
@@ -156,8 +156,10 @@ def _watch(cluster: Cluster, id: str, sink: Sink) -> None:
     )
     with detaching(f"left; the job goes on: {again}"), sink.live():
         ended = _to_the_end(cluster, id, sink)
-    found = cluster.submission(id)
     if ended is None:
+        found = cluster.submission(id)
+        if found.state == "stopped":
+            raise error_of(75, f"{id} was stopped before it began")
         raise error_of(1, f"{id} ended without a word, {found.state}: {_why(found)}")
     if ended["event"] == "error":
         raise error_of(ended["exit_code"], ended["message"], ended["traceback"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Literal, Protocol
+from enum import StrEnum
+from typing import Protocol
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -14,7 +17,12 @@ from jacjobs.cli import events, render
 from jacjobs.cli.events import Event
 from jacjobs.errors import FunctionError, JacjobsError
 
-LogFormat = Literal["text", "json"]
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
+
+
 LINE_SECONDS = 5.0
 """How often a log line appears where there is no terminal."""
 REFRESH_SECONDS = 0.2
@@ -34,8 +42,8 @@ class Sink(Protocol):
         ...
 
 
-def sink_for(log_format: str) -> Sink:
-    if log_format == "json":
+def sink_for(log_format: LogFormat, as_json: bool) -> Sink:
+    if as_json or log_format == LogFormat.json:
         return Lines()
     return Bar() if render.is_terminal() else Text()
 
@@ -60,6 +68,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._last: Event = {}
+        self._writing = threading.RLock()  # a signal's handler may tell something too
 
     def tell(self, event: Event) -> None:
         if event["event"] == "progress":
@@ -67,7 +76,9 @@ class Lines:
             if news == self._last:
                 return
             self._last = news
-        print(events.line(event), flush=True)
+        with self._writing:  # of threads; in one piece
+            sys.stdout.write(events.line(event) + "\n")
+            sys.stdout.flush()
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ Source: https://docs.ray.io/en/latest/cluster/running-applications/job-submissio
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 from packaging.version import Version
 
 from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.remote.naming import submission_id
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -80,30 +82,34 @@ class Cluster:
     def submit(self, shipment: Shipment) -> tuple[str, bool]:
         """Have it run. Returns its id, and whether it was running already: then nothing is submitted.
 
-        An id is used once in the life of a cluster, so a job that has ended is submitted under the next one;
-        it finishes what its run lacks.
+        Raises InputError where another job is writing to the same place.
         """
-        same = [one for one in self.submissions() if one.digest == shipment.digest]
-        running = next((one.id for one in same if one.state in ACTIVE), None)
-        if running is not None:
-            return running, True
+        every = self.submissions()
+        for one in every:
+            if one.state in ACTIVE and one.digest == shipment.digest:
+                return one.id, True
+            if one.state in ACTIVE and one.path == shipment.path:
+                raise InputError.about(
+                    f"output path {one.path}",
+                    got=f"a job that runs there already, with other files or options: {one.id}",
+                    expected="one job at a time",
+                    do=f"`jacjobs stop {one.id} --address {self.address}` first, or choose another path",
+                )
         environment = {
             "working_dir": str(shipment.folder),
             "py_modules": [str(module) for module in shipment.modules],
         }
-        taken = shipment.id if not same else f"{shipment.id}-{len(same) + 1}"
         about = {"jacjobs": "1", "name": shipment.name, "path": shipment.path, "digest": shipment.digest}
-        return taken, self._submit(taken, shipment.entrypoint, environment, about)
+        return self._submit(shipment.id, shipment.entrypoint, environment, about)
 
     def again(self, submission: Submission) -> tuple[str, bool]:
         """Submit it once more as it was, if it does not run any more.
 
         Raises InputError where its code is gone from the cluster.
         """
-        same = [one for one in self.submissions() if one.digest == submission.digest]
-        running = next((one.id for one in same if one.state in ACTIVE), None)
-        if running is not None:
-            return running, True
+        for one in self.submissions():
+            if one.state in ACTIVE and one.digest == submission.digest:
+                return one.id, True
         with self._asking():
             details = self._client.get_job_info(submission.id)
         environment = {k: v for k, v in (details.runtime_env or {}).items() if k != "env_vars"}
@@ -115,22 +121,21 @@ class Cluster:
                 expected="one that ended minutes ago",
                 do="submit its job file again: it finishes the run",
             )
-        first = next(one.id for one in reversed(same))
-        taken = f"{first}-{len(same) + 1}"
-        return taken, self._submit(taken, details.entrypoint, environment, dict(details.metadata or {}))
+        first = submission_id(submission.name, submission.digest)
+        return self._submit(first, details.entrypoint, environment, dict(details.metadata or {}))
 
     def submissions(self) -> list[Submission]:
         """Ours, the latest first."""
         with self._asking():
             found = self._client.list_jobs()
-        ours = [_submission(one) for one in found if one.submission_id and "digest" in (one.metadata or {})]
+        ours = [_submission(one) for one in found if one.submission_id and "jacjobs" in (one.metadata or {})]
         return sorted(ours, key=lambda one: one.started or float("inf"), reverse=True)
 
     def find(self, which: str) -> Submission:
-        """By its id, its beginning, the job's name or the path of its run: the latest of them."""
+        """By its id; by the job's name or the path of its run, the latest of them."""
         every = self.submissions()
-        for one in every:
-            if which in (one.id, one.name, one.path) or one.id.startswith(which):
+        for one in sorted(every, key=lambda one: one.id != which):  # the id before all else
+            if which in (one.id, one.name, one.path):
                 return one
         names = ", ".join(dict.fromkeys(one.name for one in every)) or "none"
         raise InputError.about(
@@ -146,7 +151,10 @@ class Cluster:
 
     def wait(self, id: str) -> None:
         """Until it has ended: after a request to stop, when what it has in hand is done."""
+        give_up = time.monotonic() + 2 * STOP_SECONDS
         while self.submission(id).state in ACTIVE:
+            if time.monotonic() > give_up:
+                raise WorkersError(f"{id} was asked to stop, and goes on after {2 * STOP_SECONDS} s")
             time.sleep(1.0)
 
     def log(self, submission: Submission) -> str:
@@ -166,11 +174,12 @@ class Cluster:
             skip = seen
             try:
                 for text in self._tail(id):
-                    lost = None
                     if isinstance(text, Submission):
+                        lost = None
                         yield text
                         continue
                     fresh = text[skip:]
+                    lost = None if fresh else lost
                     skip = max(0, skip - len(text))
                     seen += len(fresh)
                     *lines, pending = (pending + fresh).split("\n")
@@ -182,6 +191,9 @@ class Cluster:
             except _LostError as error:
                 now = time.monotonic()
                 lost = lost or now
+                if self._has_ended(id):  # no more will come, whatever it is that does not
+                    yield from [*pending.split("\n"), *self._rest_of_log(id, seen)]
+                    return
                 if now - lost > RECONNECT_SECONDS:
                     raise WorkersError(
                         f"the connection to {self.address} was lost ({error}) and does not come back; the "
@@ -195,29 +207,50 @@ class Cluster:
 
     # -- asking --------------------------------------------------------------------------------------------
 
-    def _submit(self, id: str, entrypoint: str, environment: dict[str, Any], about: dict[str, str]) -> bool:
-        """Whether somebody else was faster."""
+    def _submit(
+        self, id: str, entrypoint: str, environment: dict[str, Any], about: dict[str, str]
+    ) -> tuple[str, bool]:
+        """An id is used once in the life of a cluster: a job that has ended is submitted under the next one,
+        and finishes what its run lacks. Returns it, and whether somebody else was faster.
+        """
         environment = {**environment, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
-        try:
-            with self._asking():
-                self._client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=id,
-                    runtime_env=environment,
-                    metadata=about,
-                    entrypoint_memory=DRIVER_BYTES,
-                )
-        except WorkersError as error:
-            if "already exists" in str(error):
-                return True
-            raise
-        return False
+        for number in itertools.count(1):
+            taken = id if number == 1 else f"{id}-{number}"
+            try:
+                with self._asking():
+                    self._client.submit_job(
+                        entrypoint=entrypoint,
+                        submission_id=taken,
+                        runtime_env=environment,
+                        metadata=about,
+                        entrypoint_memory=DRIVER_BYTES,
+                    )
+            except WorkersError as error:
+                if "already exists" not in str(error):
+                    raise
+                if self.submission(taken).state in ACTIVE:
+                    return taken, True
+            else:
+                return taken, False
+        raise AssertionError
 
     def _has(self, package: str) -> bool:
         """Does the cluster still have what was uploaded as gcs://…?"""
         scheme, _, name = package.partition("://")
         with self._asking():
             return bool(self._client._do_request("GET", f"/api/packages/{scheme}/{name}").ok)
+
+    def _has_ended(self, id: str) -> bool:
+        try:
+            return self._now(id).state not in ACTIVE
+        except _LostError:
+            return False
+
+    def _rest_of_log(self, id: str, seen: int) -> list[str]:
+        try:
+            return str(self._client.get_job_logs(id))[seen:].splitlines()
+        except Exception:  # what could not be followed may not be readable either
+            return []
 
     def _now(self, id: str) -> Submission:
         """Raises _LostError where nobody answers."""

@@ -7,8 +7,6 @@ cluster needs what jacjobs needs (torch, pyarrow, …), and no jacjobs of its ow
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -16,9 +14,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
 import jacjobs
 from jacjobs.errors import InputError
 from jacjobs.jobspec import JobSpec
+from jacjobs.remote.naming import submission_id
 from jacjobs.store.folder import PLAN
 
 LIMIT_BYTES = 64 << 20
@@ -46,11 +47,7 @@ class Shipment:
     @property
     def id(self) -> str:
         """What a submission of it is called."""
-        return f"jacjobs-{slug(self.name)}-{self.digest[:12]}"
-
-
-def slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")[:48] or "job"
+        return submission_id(self.name, self.digest)
 
 
 def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
@@ -76,9 +73,10 @@ def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
             expected="files that can be read, since all of it travels to the cluster",
             do="put the job file in a folder of its own",
         ) from None
-    content = spec.model_dump(mode="json")
+    content = spec.model_dump()
     content["cluster"]["address"] = "auto"
-    (folder / file.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+    (folder / file.name).write_text(text, encoding="utf-8")
     modules = _modules(into)
     digest = hashlib.sha256()
     for top in (folder, *modules):
@@ -90,7 +88,7 @@ def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
 
 
 def _copy(folder: Path, into: Path) -> None:
-    files = list(_files(folder))
+    files = list(_files(folder, (folder.resolve(),)))
     sizes = {path: path.stat().st_size for path in files}
     if sum(sizes.values()) > LIMIT_BYTES:
         largest = max(files, key=lambda path: sizes[path])
@@ -107,14 +105,15 @@ def _copy(folder: Path, into: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Links are followed, but for one that leads to a folder that it is in."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in LEFT_BEHIND:
             continue
         if path.is_file():
             yield path
-        elif path.is_dir() and not path.is_symlink() and not (path / PLAN).exists():
-            yield from _files(path)
+        elif path.is_dir() and path.resolve() not in above and not (path / PLAN).exists():
+            yield from _files(path, (*above, path.resolve()))
 
 
 def _modules(into: Path) -> tuple[Path, ...]:

@@ -106,7 +106,8 @@ class Coordinator:
         if before is not None and not self._entries_total:
             return before
         attempts = self._folder.attempts(before)
-        journal = Journal(self._folder, ledger, max([0, *(a.number for a in attempts)]) + 1)
+        number = max([0, *(a.number for a in attempts)]) + 1
+        journal = Journal(self._folder, ledger, number, self._entries_total)
         try:
             self._drive(ledger, journal, lock)
             if ledger.error is not None:

@@ -20,8 +20,6 @@ from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.schema import part_name
 
-LOOK_SECONDS = 0.2
-"""How often it is asked whether a run has ended."""
 LIST_SECONDS = 1.0
 """How often new parts are looked for."""
 
@@ -37,8 +35,32 @@ class FinishedBlock(NamedTuple):
     values: NDArray[Any]
 
 
+class _Unseen:
+    """What of J was not given to an iterator yet."""
+
+    def __init__(self, path: str, plan: Plan) -> None:
+        self._folder, self._plan = RunFolder(path), plan
+        self.left = {part_name(plan.tiling.part(i)): i for i in range(plan.tiling.parts)}
+        """Parts, by their names."""
+        self._J: JacobianDataset | None = None
+
+    def fresh(self) -> list[Rectangle]:
+        """What is committed of it; given once."""
+        names = [name for name in self._folder.part_names() if name in self.left]
+        self._J = open_run(self._folder.uri) if names else None
+        return [piece for name in names for piece in self._plan.pieces(self.left.pop(name))]
+
+    def read(self, rectangle: Rectangle) -> FinishedBlock:
+        """One that `fresh` has just given."""
+        assert self._J is not None
+        return FinishedBlock(rectangle, np.asarray(self._J[rectangle.slices]))
+
+
 class Running(Protocol):
     """What carries a run out, or knows who does."""
+
+    look_seconds: float
+    """How often it is worth asking whether it is done."""
 
     def start(self) -> None:
         """Go on in the background, if it does not already."""
@@ -122,9 +144,9 @@ class Run:
 
     async def _awaited(self) -> JacobianDataset:
         self._running.start()
-        while not self.done():
-            await asyncio.sleep(LOOK_SECONDS)
-        return self.result(progress=False)
+        while not await asyncio.to_thread(self.done):
+            await asyncio.sleep(self._running.look_seconds)
+        return await asyncio.to_thread(self.result, False)
 
     def __iter__(self) -> Iterator[FinishedBlock]:
         """What is committed of J, from the beginning, and then what is as it comes: each entry once.
@@ -132,26 +154,31 @@ class Run:
         Raises what `wait` raises, after all that was committed.
         """
         self._running.start()
-        folder = RunFolder(self.path)
-        numbers = {part_name(self.plan.tiling.part(i)): i for i in range(self.plan.tiling.parts)}
-        while numbers:
+        unseen = _Unseen(self.path, self.plan)
+        while unseen.left:
             ended = self.done()
-            there = [name for name in folder.part_names() if name in numbers]
-            J = open_run(self.path) if there else None
-            for name in there:
-                assert J is not None
-                for rectangle in self.plan.pieces(numbers.pop(name)):
-                    yield FinishedBlock(rectangle, np.asarray(J[rectangle.slices]))
+            fresh = unseen.fresh()
+            yield from map(unseen.read, fresh)
             if ended:
                 break
-            if not there:
+            if not fresh:
                 time.sleep(LIST_SECONDS)
         self.wait(progress=False)
 
     async def __aiter__(self) -> AsyncIterator[FinishedBlock]:
-        blocks = iter(self)
-        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-            yield block
+        """… beside other tasks."""
+        self._running.start()
+        unseen = _Unseen(self.path, self.plan)
+        while unseen.left:
+            ended = await asyncio.to_thread(self.done)
+            fresh = await asyncio.to_thread(unseen.fresh)
+            for rectangle in fresh:
+                yield await asyncio.to_thread(unseen.read, rectangle)
+            if ended:
+                break
+            if not fresh:
+                await asyncio.sleep(LIST_SECONDS)
+        await self
 
     def done(self) -> bool:
         """Has it ended, well or not? Does not wait."""

@@ -8,7 +8,7 @@ import socket
 import time
 from datetime import UTC, datetime
 
-from jacjobs.errors import StoreError
+from jacjobs.errors import JacjobsError, StoreError
 from jacjobs.run.ledger import Ledger
 from jacjobs.store.attempt import Attempt
 from jacjobs.store.folder import RunFolder
@@ -20,27 +20,32 @@ WRITE_SECONDS = 10.0
 class Journal:
     """One attempt's. The first write may raise StoreError; that a later one fails is no reason to stop."""
 
-    def __init__(self, folder: RunFolder, ledger: Ledger, number: int) -> None:
+    def __init__(self, folder: RunFolder, ledger: Ledger, number: int, entries_total: int) -> None:
         self._folder = folder
         self._ledger = ledger
+        self._entries_total = entries_total
         self._number = number
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = time.monotonic()
         folder.write_attempt(self.attempt())
 
-    def attempt(self, state: str | None = None, cause: str = "") -> Attempt:
+    def attempt(self, state: str | None = None, error: BaseException | None = None) -> Attempt:
         """What there is to say now."""
         ledger = self._ledger
+        error = error or ledger.error
         return Attempt(
             number=self._number,
             started=self._started,
             host=socket.gethostname(),
             pid=os.getpid(),
             state=state or ledger.state,
-            cause=cause or (str(ledger.error) if ledger.error is not None else ""),
+            cause="" if error is None else str(error) or type(error).__name__,
+            exit_code=error.exit_code if isinstance(error, JacjobsError) else None,
             seconds=round(ledger.history.seconds, 3),
             blocks_done=ledger.blocks_done,
             blocks_total=ledger.blocks_total,
+            entries_done=ledger.entries_done,
+            entries_total=self._entries_total,
             blocks_repeated=ledger.history.blocks_repeated,
             retreats=tuple(ledger.retreats),
             workers=ledger.history.work,
@@ -57,8 +62,6 @@ class Journal:
 
     def end(self, error: BaseException | None) -> None:
         """Write how it ended: as the ledger says, or by an error that it knows nothing of."""
-        state, cause = None, ""
-        if error is not None and self._ledger.error is not error:
-            state, cause = "failed", str(error) or type(error).__name__
+        state = "failed" if error is not None and self._ledger.error is not error else None
         with contextlib.suppress(StoreError):
-            self._folder.write_attempt(self.attempt(state, cause))
+            self._folder.write_attempt(self.attempt(state, error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from jacjobs.errors import JacjobsError, error_of
+from jacjobs.errors import JacjobsError, WorkersError, error_of
 from jacjobs.run.coordinator import Progress
 from jacjobs.store.folder import Manifest, RunFolder
 from jacjobs.store.status import Status, status_of
@@ -16,10 +16,10 @@ BEGIN_SECONDS = 120.0
 
 
 class Lookout:
+    look_seconds = LOOK_SECONDS
+
     def __init__(self, path: str) -> None:
         self._folder = RunFolder(path)
-        shape = self._folder.record().shape
-        self._entries = shape.points * shape.rows * shape.columns
 
     def start(self) -> None:
         """Whoever carries it out has started it."""
@@ -38,19 +38,18 @@ class Lookout:
         return manifest
 
     def progress(self) -> Progress | None:
-        """As old as the record of the attempt: up to ten seconds. Entries are told from blocks, as if all of
-        them were of one size.
-        """
-        last = self._status().last
-        if last is None or not last.blocks_total:
+        """As old as the record of the attempt: up to ten seconds. None while nobody works on the run."""
+        status = self._status()
+        last = status.last
+        if status.state != "running" or last is None or last.state != "running":
             return None
         return Progress(
             state="running",
             paused=False,
             blocks_done=last.blocks_done,
             blocks_total=last.blocks_total,
-            entries_done=self._entries * last.blocks_done // last.blocks_total,
-            entries_total=self._entries,
+            entries_done=last.entries_done,
+            entries_total=last.entries_total,
             workers=sum(worker.left is None for worker in last.workers),
             seconds=last.seconds,
             nonfinite=0,
@@ -72,7 +71,7 @@ class Lookout:
 
 def _error(status: Status) -> JacjobsError:
     """How a run ended that is not complete, as far as its folder knows."""
-    cause = status.last.cause if status.last is not None else ""
-    codes = {"stopped": 75, "incomplete": 4}
-    unknown = f"{status.path}: {status.state}, and nobody works on it; `jacjobs resume` goes on"
-    return error_of(codes.get(status.state, 1), cause or unknown)
+    last = status.last
+    if last is not None and last.cause and status.state != "interrupted":
+        return error_of(last.exit_code or 1, last.cause)
+    return WorkersError(f"{status.path}: {status.state}, and nobody works on it; `jacjobs resume` goes on")

@@ -84,7 +84,10 @@ def local_workers(cluster: ClusterOptions) -> int:
     if cluster.workers != "auto":
         return cluster.workers
     if uses_gpu(cluster):
-        return int(torch.cuda.device_count() / gpus_of(cluster.gpus_per_worker, there=True))
+        each = gpus_of(cluster.gpus_per_worker, there=True)
+        return (
+            torch.cuda.device_count() * int(1 / each) if each < 1 else int(torch.cuda.device_count() / each)
+        )
     return max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
 
 

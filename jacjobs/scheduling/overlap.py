@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
+from itertools import takewhile
 
 from jacjobs.errors import JacjobsError, SkippedError
 from jacjobs.jobspec import JobSpec
@@ -19,8 +20,10 @@ from jacjobs.planning.options import ScheduleOptions
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.lock import holder_of
 
-LOOK_BACK = 32
-"""How many occurrences back a run may still go on."""
+LOOK_BACK, LOOK_BACK_TIME = 32, timedelta(days=1)
+"""A run may still go on so many occurrences back, or as many as were due in that time, if they are more."""
+AT_ONCE = 16
+"""Runs that are looked at: an object store takes its time for each."""
 REPLACE_SECONDS = 600.0
 """How long one that was asked to stop may take: it finishes the blocks that are being computed."""
 POLL_SECONDS = 0.5
@@ -83,13 +86,41 @@ def is_late(spec: JobSpec, occurrence: datetime, now: datetime) -> bool:
 
 def live_runs(spec: JobSpec, now: datetime) -> list[LiveRun]:
     """Of the last occurrences, those that somebody works on; the latest first."""
-    found = []
-    for occurrence in islice(preceding(_schedule(spec), now), LOOK_BACK):
+
+    def look(occurrence: datetime) -> LiveRun | None:
         folder = RunFolder(spec.at(occurrence).output.path)
         holder = holder_of(folder.place)
-        if holder is not None:
-            found.append(LiveRun(occurrence, folder.uri, holder))
-    return found
+        return None if holder is None else LiveRun(occurrence, folder.uri, holder)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [live for live in pool.map(look, _last(spec, now)) if live is not None]
+
+
+def unfinished(spec: JobSpec, now: datetime) -> datetime:
+    """The latest occurrence that was begun, is not complete, and that nobody works on; if there is none, the
+    latest of all. What a scheduler goes on with that had to stop it.
+    """
+    occurrences = _last(spec, now)
+
+    def is_left(occurrence: datetime) -> bool:
+        folder = RunFolder(spec.at(occurrence).output.path)
+        return folder.is_run and folder.manifest() is None and holder_of(folder.place) is None
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        left = pool.map(is_left, occurrences)
+        return next(
+            (occurrence for occurrence, yes in zip(occurrences, left, strict=True) if yes), occurrences[0]
+        )
+
+
+def _last(spec: JobSpec, now: datetime) -> list[datetime]:
+    """The latest first."""
+    found = enumerate(preceding(_schedule(spec), now))
+    return [occurrence for _, occurrence in takewhile(lambda one: _may_go_on(*one, now), found)]
+
+
+def _may_go_on(number: int, occurrence: datetime, now: datetime) -> bool:
+    return number < LOOK_BACK or now - occurrence < LOOK_BACK_TIME
 
 
 def _stop(other: LiveRun) -> None:

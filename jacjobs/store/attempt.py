@@ -45,6 +45,8 @@ class Attempt(BaseModel):
 
     state:            running, complete, incomplete, failed or stopped; `cause` says why it is not complete.
                       An attempt that says "running" and whose run is locked by nobody was killed.
+    exit_code:        of the error that it ended with.
+    entries_done, entries_total:  of J; what an earlier attempt committed is not counted.
     blocks_repeated:  blocks that were handed out more than once, each time counted.
     retreats:         what was done, in words, where memory ran out.
     failures:         the first `FAILURES_KEPT` of `failures_total`.
@@ -58,9 +60,12 @@ class Attempt(BaseModel):
     pid: int
     state: str
     cause: str = ""
+    exit_code: int | None = None
     seconds: float
     blocks_done: int
     blocks_total: int
+    entries_done: int = 0
+    entries_total: int = 0
     blocks_repeated: int = 0
     retreats: tuple[str, ...] = ()
     workers: tuple[Work, ...] = ()

@@ -38,8 +38,13 @@ def names(shipped: shipment.Shipment) -> set[str]:
 
 def test_the_folder_travels_without_what_is_hidden_compiled_or_a_run(file: Path, tmp_path: Path) -> None:
     kept = {"p.py", "data/points.csv", "helpers/more.py"}
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "linked.py").write_text("linked")
+    (file.parent / "links").symlink_to(tmp_path / "shared")
+    (file.parent / "loop").symlink_to(file.parent)
+    kept |= {"links/linked.py"}
     left = {".env", ".git/config", "__pycache__/p.pyc", "runs/a/_jacjobs/plan.json", "runs/a/part-0.parquet"}
-    for name in kept | left:
+    for name in (kept | left) - {"links/linked.py"}:
         path = file.parent / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -53,6 +58,32 @@ def test_the_job_file_is_as_it_is_to_run_there(file: Path, tmp_path: Path) -> No
     here = read_job(file, settings)
     assert there.cluster.address == "auto"
     assert there.model_copy(update={"cluster": here.cluster}) == here
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1e-5,
+        1e20,
+        0.1,
+        float("inf"),
+        "1e-5",
+        "no",
+        "2026-11-25",
+        "😀 ä",
+        "a: b\n",
+        None,
+        True,
+        7,
+        [1e-9, {"a": "~"}],
+    ],
+)
+def test_params_are_there_what_they_are_here(value: object, file: Path, tmp_path: Path) -> None:
+    spec = read_job(file, []).model_copy(update={"params": {"value": value}})
+    shipped = pack(spec, file, tmp_path / "stage")
+    there = read_job(shipped.folder / file.name, []).params["value"]
+    assert there == value
+    assert type(there) is type(value)
 
 
 def test_equal_jobs_have_equal_digests_whenever_they_are_packed(file: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor
 
 import jacjobs
-from jacjobs.errors import FunctionError, InputError, StoppedError
+from jacjobs.errors import FunctionError, InputError, RunHeldError, StoppedError
 from jacjobs.planning import geometry
+from jacjobs.run.cluster import watched
 from jacjobs.run.cluster.watched import AttachedRun
 from jacjobs.run.lookout import Lookout
 from tests.faults.job import PART_BYTES, ROOT, TroubledJob, wait_for
@@ -38,6 +40,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob
     made.end()
 
 
+TICK_SECONDS = 0.01
 WEIGHTS = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 POINTS = torch.linspace(0, 1, 21, dtype=torch.float64).reshape(7, 3)
 
@@ -118,7 +121,7 @@ def test_from_asyncio(address: str, tmp_path: Path, request: pytest.FixtureReque
         async def beside() -> None:
             nonlocal ticks
             while True:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(TICK_SECONDS)
                 ticks += 1
 
         other = asyncio.create_task(beside())
@@ -132,10 +135,12 @@ def test_from_asyncio(address: str, tmp_path: Path, request: pytest.FixtureReque
         other.cancel()
         return [first.to_numpy(), second.to_numpy()], ticks
 
+    began = time.monotonic()
     found, ticks = asyncio.run(program())
+    seconds = time.monotonic() - began
     for scale, J in zip((1.0, 2.0), found, strict=True):
         np.testing.assert_allclose(J, expected(scale), rtol=1e-12)
-    assert ticks, "the loop was not held up"
+    assert ticks > 0.2 * seconds / TICK_SECONDS, "the loop was not held up"
 
 
 @pytest.mark.ray
@@ -220,6 +225,32 @@ def test_who_is_interrupted_while_waiting_may_wait_again(job: TroubledJob) -> No
     assert not run.done()
     job.calm(5)
     assert run.result().complete
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_the_same_run_twice_in_one_ray(job: TroubledJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it goes on it is refused; when it has ended it is begun again, though nobody has waited for it."""
+    monkeypatch.setattr(watched, "PATIENCE_SECONDS", 0.5)
+    job.trouble(6, "hold")
+    first = job.submit()
+    job.wait_until_met(6)
+    with pytest.raises(RunHeldError, match=r"got a run in progress, in this Ray.*`jacjobs\.attach` finds it"):
+        job.submit()
+    job.calm(6)
+    wait_for(first.done)
+    second = job.submit()
+    assert second.result().complete
+    assert sum(values.size for _, values in second) == 12 * 16 * 8192
+
+
+def test_who_looks_on_gets_the_same_error(job: TroubledJob) -> None:
+    job.trouble(9, "fail")
+    run = job.submit("cluster.address=inline")
+    with pytest.raises(FunctionError, match="no result at point 9"):
+        run.wait()
+    with pytest.raises(FunctionError, match="no result at point 9"):
+        jacjobs.attach(job.out).wait()
 
 
 # -- other processes -----------------------------------------------------------------------------------------

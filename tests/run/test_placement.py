@@ -67,6 +67,7 @@ NODES = [
         (1, 1, {}, 5),  # 2 by GPUs, 3 by CPUs
         (4, 1, {}, 2),  # no worker spans two nodes: 18 CPUs are not four workers
         (1, 0.25, {}, 11),
+        (1, 0.6, {}, 5),  # one on each of 2, and on each of 3 of 4
         (2, 0, {}, 8),
         (1, 1, {"CPU": 64.0, "GPU": 16.0}, 16),  # what a cluster may grow to
         (1, 1, {"CPU": 64.0}, 5),

@@ -21,7 +21,7 @@ from jacjobs.errors import JacjobsError, SkippedError
 from jacjobs.occurrences import following, latest, preceding, shown
 from jacjobs.scheduling import overlap
 from jacjobs.scheduling.jobs import ScheduledJob
-from jacjobs.scheduling.overlap import LOOK_BACK, admit
+from jacjobs.scheduling.overlap import LOOK_BACK, admit, unfinished
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.lock import RunLock
 from tests.scheduling.small import small_job, wait_for
@@ -197,6 +197,32 @@ def test_an_interrupted_one_goes_on_however_late(
         part.unlink()
     assert ended(monkeypatch, "submit", str(job.file), "--scheduled", time_of_it) == 0
     assert {part.name: part.read_bytes() for part in run.glob("part-*")} == whole
+
+
+def test_one_that_goes_on_for_hours_is_seen_though_many_were_due_since(tmp_path: Path) -> None:
+    job = small_job(tmp_path, "* * * * *")
+    newest, *_, earlier = occurrences(job, 600)
+    with working_on(job, earlier), pytest.raises(SkippedError, match="goes on, by"):
+        asked(job, newest)
+
+
+def test_what_was_begun_and_is_not_complete_is_found(
+    job: ScheduledJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jacjobs.scheduling.overlap.refuse_late", lambda *_: None)
+    newest, _, interrupted, complete = list(islice(preceding(job.schedule, datetime.now(UTC)), 4))
+    assert unfinished(job.spec, datetime.now(UTC)) == newest, "nothing was begun"
+    for occurrence in (interrupted, complete):
+        assert (
+            ended(monkeypatch, "submit", str(job.file), "--scheduled", shown(job.schedule, occurrence)) == 0
+        )
+    run = Path(job.path_at(interrupted))
+    (run / "_jacjobs" / "manifest.json").unlink()
+    with working_on(job, interrupted):
+        assert unfinished(job.spec, datetime.now(UTC)) == newest, "somebody is at it"
+    assert ended(monkeypatch, "submit", str(job.file), "--scheduled", "unfinished") == 0
+    assert (run / "_jacjobs" / "manifest.json").exists()
+    assert not Path(job.path_at(newest)).exists()
 
 
 def test_skipped_is_77_and_one_sentence(

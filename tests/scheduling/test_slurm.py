@@ -91,6 +91,17 @@ def log(folder: Path) -> list[str]:
     return (folder / "log").read_text().splitlines()
 
 
+@pytest.mark.parametrize(("restarts", "occurrence"), [("0", "latest"), ("2", "unfinished")])
+def test_a_job_that_was_requeued_goes_on_with_what_it_had_begun(
+    restarts: str, occurrence: str, tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    path = script(Here(tmp_path, stub_python(tmp_path, 0), tmp_path), scheduled())
+    environment = {**cluster, "SLURM_RESTART_COUNT": restarts}
+    subprocess.run(["sbatch", str(path)], env=environment, check=True, timeout=60)
+    (line,) = [line for line in log(tmp_path) if line.startswith("python")]
+    assert f"--scheduled {occurrence} --address auto" in line
+
+
 @pytest.mark.parametrize(("code", "ends"), [(0, 0), (77, 0), (1, 1), (2, 2), (4, 4)])
 def test_the_script_ends_as_the_job_does(
     code: int, ends: int, tmp_path: Path, cluster: dict[str, str]
@@ -102,7 +113,7 @@ def test_the_script_ends_as_the_job_does(
     seen = log(tmp_path)
     assert seen[:2] == ["scontrol show hostnames node[1-2]", "ray get-auth-token --generate"]
     assert seen[2].startswith("srun --nodes=2 --ntasks-per-node=1 ray symmetric-run --address node1:6379")
-    assert f"python -m jacjobs submit /srv/jobs/nightly.yaml --scheduled latest --address auto" in seen  # noqa: F541
+    assert "python -m jacjobs submit /srv/jobs/nightly.yaml --scheduled latest --address auto" in seen
     assert not any("requeue" in line for line in seen)
 
 

@@ -63,7 +63,8 @@ class WorkerActor:
         from jacjobs.run.worker import Worker
 
         made = Plan.model_validate_json(plan)
-        self._worker = Worker(payload.unpack(), made, device(made.resources.device.host))
+        on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
+        self._worker = Worker(payload.unpack(), made, on)
 
     def ready(self) -> tuple[str, str]:
         """Its node, and the GPUs that it has."""
@@ -131,15 +132,6 @@ class AssemblerActor:
 def _node() -> str:
     """The host, and the node of the cluster: tests have several on one host."""
     return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}"
-
-
-def device(for_host: bool = True) -> str:
-    """Where this actor computes: on the GPU that it was given. One that torch cannot use there is an error,
-    but for a plan that knows of it and is made for the host.
-    """
-    import torch
-
-    return "cuda" if ray.get_gpu_ids() and (torch.cuda.is_available() or not for_host) else "cpu"
 
 
 def worker_options(threads: int, gpus: float) -> dict[str, Any]:

@@ -148,7 +148,11 @@ def room(cpus: int, gpus: float) -> int:
 
 
 def _fit(there: dict[str, float], each: dict[str, float]) -> int:
-    return min(int(there.get(kind, 0) / amount) for kind, amount in each.items() if amount)
+    """A part of a GPU is of one GPU."""
+    whole = min(int(there.get(kind, 0) / amount) for kind, amount in each.items() if amount)
+    if 0 < each["GPU"] < 1:
+        return min(whole, int(there.get("GPU", 0)) * int(1 / each["GPU"]))
+    return whole
 
 
 def _limits() -> dict[str, float]:

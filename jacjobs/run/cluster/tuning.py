@@ -11,7 +11,7 @@ import ray
 from jacjobs.errors import WorkersError
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
-from jacjobs.run.cluster.actors import Payload, device, worker_options
+from jacjobs.run.cluster.actors import Payload, worker_options
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.session import Placement
 
@@ -24,10 +24,14 @@ class TunerActor:
     """A worker that never gets a block: it says what its device is, and times chunks there."""
 
     def __init__(self, payload: Payload, cluster: ClusterOptions, workers: int) -> None:
+        import torch
+
         from jacjobs.run.tuner import Tuner
 
         self._cluster, self._workers = cluster, workers
-        self._tuner = Tuner(payload.unpack(), cluster.cpus_per_worker, device())
+        # A GPU that torch cannot use here is none: then the plan is made for the host.
+        on = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._tuner = Tuner(payload.unpack(), cluster.cpus_per_worker, on)
 
     def resources(self, memory: float | str | None, path: str) -> Resources:
         from jacjobs.run.resources import resources_here

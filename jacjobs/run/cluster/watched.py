@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jacjobs.errors import InputError, JacjobsError, WorkersError
+from jacjobs.errors import InputError, JacjobsError, RunHeldError, WorkersError
 from jacjobs.planning.planner import Plan
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.causes import cause_of
@@ -20,6 +20,7 @@ from jacjobs.run.cluster.session import Placement, check_servers
 from jacjobs.run.coordinator import Coordinator, Progress, part_metadata
 from jacjobs.run.lookout import Lookout
 from jacjobs.store.folder import Manifest, RunRecord
+from jacjobs.store.lock import PATIENCE_SECONDS
 
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.2
@@ -67,22 +68,28 @@ class CoordinatorActor:
 class RayRun:
     """A run that this process submits, and that ends with it."""
 
+    look_seconds = LOOK_SECONDS
+
     def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
         # Beside this process, without which it ends anyway: no other node that is lost takes it along. (A
         # soft affinity is none: Ray puts an actor that asks for no CPU on any node then.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._coordinator = (
-            ray.remote(CoordinatorActor)
-            .options(
-                num_cpus=0,
-                max_restarts=0,
-                max_concurrency=8,
-                name=_name(record, path),
-                namespace=NAMESPACE,
-                scheduling_strategy=here,
-            )
-            .remote(record, path, payload, placement)
+        name = _name(record, path)
+        actor = ray.remote(CoordinatorActor).options(
+            num_cpus=0,
+            max_restarts=0,
+            max_concurrency=8,
+            name=name,
+            namespace=NAMESPACE,
+            scheduling_strategy=here,
         )
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                self._coordinator = actor.remote(record, path, payload, placement)
+                break
+            except ValueError:  # there is one of that name
+                _make_way(name, path, give_up)
         self._result = self._coordinator.run.remote()
 
     def start(self) -> None:
@@ -120,6 +127,8 @@ class AttachedRun:
     """A run that another process of this cluster has submitted. When its coordinator is gone, its folder says
     how it ended.
     """
+
+    look_seconds = LOOK_SECONDS
 
     def __init__(self, coordinator: ActorHandle, path: str) -> None:
         self._coordinator = coordinator
@@ -187,6 +196,27 @@ def path_of(name: str) -> str:
         )
     path: str = ray.get(ray.get_actor(found[0], NAMESPACE).path.remote(), timeout=ANSWER_SECONDS)
     return path
+
+
+def _make_way(name: str, path: str, give_up: float) -> None:
+    """Before the same run is begun once more: its coordinator may have ended, and not be gone yet.
+
+    Raises RunHeldError if it goes on, and it is time to give up.
+    """
+    try:
+        there = ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return
+    if _asked(there.outcome) is not None:
+        ray.kill(there)
+    elif time.monotonic() > give_up:
+        raise RunHeldError.about(
+            f"run {path}",
+            got="a run in progress, in this Ray",
+            expected="one writer at a time",
+            do="wait for it (`jacjobs.attach` finds it), or stop it first",
+        )
+    time.sleep(LOOK_SECONDS)
 
 
 def _name(record: RunRecord, path: str) -> str:

@@ -38,8 +38,9 @@ class Here:
         """For a shell."""
         return shlex.join([str(self.python), "-m", "jacjobs", *map(str, words)])
 
-    def submit(self, job: ScheduledJob, *more: str) -> str:
-        return self.command("submit", job.file, "--scheduled", "latest", *more)
+    def submit(self, job: ScheduledJob, *more: str, scheduled: str = "latest") -> str:
+        """`scheduled`: as the shell is to read it."""
+        return " ".join([self.command("submit", job.file, "--scheduled"), scheduled, *map(shlex.quote, more)])
 
 
 def slug(job: ScheduledJob) -> str:

@@ -12,6 +12,7 @@ from jacjobs.scheduling.targets.fields import five_fields
 SIGNAL_SECONDS = 300
 """Before its time is up, a job is told so; it finishes the blocks that are being computed."""
 RAY_PORT = 6379
+_SCHEDULED = '"$scheduled"'
 
 
 def slurm(jobs: list[ScheduledJob], here: Here, nodes: int) -> dict[str, str]:
@@ -76,6 +77,8 @@ def _script(name: str, job: ScheduledJob, here: Here, nodes: int) -> str:
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "nodes=$SLURM_JOB_NUM_NODES",
         "unbegun=$(mktemp)",
+        "# Requeued, it goes on with what it had begun, though another time has come since.",
+        'scheduled=latest; [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && scheduled=unfinished',
         "# Others are on these nodes' network: Ray lets in who has the token, which is in your home.",
         "export RAY_AUTH_MODE=token",
         "(umask 077; ray get-auth-token --generate > /dev/null) || exit 1",
@@ -87,7 +90,7 @@ def _script(name: str, job: ScheduledJob, here: Here, nodes: int) -> str:
         'srun --nodes="$nodes" --ntasks-per-node=1 \\',
         f"  {' '.join(ray)} -- \\",
         '  sh -c \'rm -f "$0"; exec "$@"\' "$unbegun" \\',
-        f"  {here.submit(job, '--address', 'auto')} &",
+        f"  {here.submit(job, '--address', 'auto', scheduled=_SCHEDULED)} &",
         "step=$!",
         'wait "$step"',
         "code=$?",

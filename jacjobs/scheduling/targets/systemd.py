@@ -25,11 +25,20 @@ def systemd(jobs: list[ScheduledJob], here: Here) -> dict[str, str]:
                 f"Install: copy {unit}.service and {unit}.timer to ~/.config/systemd/user, then",
                 f"`systemctl --user daemon-reload && systemctl --user enable --now {unit}.timer`.",
                 *gap_remark(job, "systemd"),
+                *_overlap_remark(job),
             ],
         )
         files[f"{unit}.service"] = _service(job, here, top)
         files[f"{unit}.timer"] = _timer(job, top)
     return files
+
+
+def _overlap_remark(job: ScheduledJob) -> list[str]:
+    if job.schedule.overlap == "forbid":
+        return []
+    return [
+        f"While it runs, systemd starts no other one: `overlap: {job.schedule.overlap}` is `forbid` here."
+    ]
 
 
 def on_calendar(schedule: ScheduleOptions) -> list[str]:
