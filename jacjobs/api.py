@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import platform
@@ -29,6 +30,7 @@ from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Facts, Plan, chooser_for, make_plan
 from jacjobs.problem import Problem, function_error
+from jacjobs.run.address import INLINE, LOCAL, check_address
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.handle import Run
 from jacjobs.run.lookout import Lookout
@@ -41,7 +43,6 @@ from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.verify import Fault, Verdict, verify_run
 
-INLINE, LOCAL = "inline", "local"
 THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "stripe", "group_records"}
 """Of a plan: what decides what is written."""
 
@@ -127,6 +128,7 @@ def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
 
 
 def submit_job(job: Job) -> Run:
+    check_address(job.cluster.address)
     folder = RunFolder(job.output.path)
     folder.check_writable()
     if folder.is_run:
@@ -299,13 +301,6 @@ def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
     nothing.
     """
     address = job.cluster.address
-    if address.startswith(("http://", "https://")):
-        raise InputError.about(
-            "cluster.address",
-            got=f"{address}, for a problem that is in this process",
-            expected="auto, HOST:PORT or ray://… (or local, inline)",
-            do="`jacjobs submit JOB.yaml --address` sends a job file there",
-        )
     if isinstance(what, _Draft) and address in (INLINE, LOCAL):
         check_budget(what.resources)
         what.plan()  # refuses before anything starts
@@ -428,8 +423,16 @@ def _job_from_options(problem: Problem, path: str, options: dict[str, Any]) -> J
             continue
         owner = next((section for section in sections if key in section.model_fields), None)
         if owner is None or key == "path":
-            known = sorted(k for section in sections for k in section.model_fields if k != "path")
-            raise InputError.about(f"option {key!r}", got=repr(value), expected="one of " + ", ".join(known))
+            known = sorted(
+                {k for section in sections for k in section.model_fields} - {"path"} | {"output_dtype"}
+            )
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            raise InputError.about(
+                f"option {key!r}",
+                got=repr(value),
+                expected="one of " + ", ".join(known),
+                do=f"did you mean {near[0]!r}?" if near else None,
+            )
         sections[owner][key] = value
     try:
         compute = ComputeOptions(**sections[ComputeOptions])

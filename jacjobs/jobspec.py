@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -154,7 +155,8 @@ def _sentence(error: ValidationError) -> str:
     place, known = _place(first["loc"])
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
+        near = _sections_with(place[-1]) if len(place) == 1 else []
+        near = near or difflib.get_close_matches(place[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {_shown(where)}; {hint}"
     if first["type"] == "missing":
@@ -181,6 +183,12 @@ def _place(location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
             break
         model = section
     return place, list(model.model_fields)
+
+
+def _sections_with(key: str) -> list[str]:
+    """`compute.chunk` for `chunk`."""
+    sections = {name: _section(field.annotation) for name, field in JobSpec.model_fields.items()}
+    return [f"{name}.{key}" for name, section in sections.items() if section and key in section.model_fields]
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -335,6 +343,16 @@ def load_problem(spec: JobSpec, folder: Path) -> tuple[Problem, list[ModuleType]
             expected="a function that returns a jacjobs.Problem",
             do=f"did you mean {near[0]!r}?" if near else "define it there",
         )
+    try:
+        inspect.signature(build).bind(**spec.params)
+    except TypeError as error:
+        raise InputError.about(
+            "params",
+            got=f"{', '.join(spec.params) or 'none'} ({error})",
+            expected=f"what {spec.problem} takes: {name}{inspect.signature(build)}",
+        ) from None
+    except ValueError:  # what has no signature is called, and will tell
+        pass
     try:
         problem = build(**spec.params)
     except JacjobsError:

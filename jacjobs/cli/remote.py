@@ -20,7 +20,7 @@ from jacjobs.errors import InputError, error_of
 
 if TYPE_CHECKING:
     from jacjobs.jobspec import JobSpec
-    from jacjobs.remote.cluster import Cluster, Submission
+    from jacjobs.remote.cluster import Cluster, Sent, Submission
 
 
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
@@ -42,8 +42,8 @@ def submit(spec: JobSpec, occurrence: datetime | None, file: Path, sink: Sink, w
         cluster = Cluster(spec.cluster.address)
         if occurrence is not None:
             _admit(spec, occurrence, cluster, sink)
-        id, attached = cluster.submit(shipment)
-    _begin(cluster, id, attached, sink, watch)
+        sent = cluster.submit(shipment)
+    _begin(cluster, sent, sink, watch)
 
 
 def _admit(spec: JobSpec, occurrence: datetime, cluster: Cluster, sink: Sink) -> None:
@@ -71,8 +71,7 @@ def resume(run: str, address: str, sink: Sink, watch: bool) -> None:
     from jacjobs.remote.cluster import Cluster
 
     cluster = Cluster(address)
-    id, attached = cluster.again(cluster.find(run))
-    _begin(cluster, id, attached, sink, watch)
+    _begin(cluster, cluster.again(cluster.find(run)), sink, watch)
 
 
 def status(run: str, address: str, as_json: bool) -> None:
@@ -140,13 +139,15 @@ def logs(run: str, address: str, sink: Sink, watch: bool) -> None:
         _tell(line, sink)
 
 
-def _begin(cluster: Cluster, id: str, attached: bool, sink: Sink, watch: bool) -> None:
-    how = "runs already" if attached else "submitted"
-    sink.tell(events.noted(f"{how}: {id} at {cluster.address}"))
+def _begin(cluster: Cluster, sent: Sent, sink: Sink, watch: bool) -> None:
+    how = "runs already" if sent.attached else "submitted"
+    sink.tell(events.noted(f"{how}: {sent.id} at {cluster.address}"))
+    if sent.changed:
+        sink.tell(events.noted("files beside the job file have changed; it runs with those it was sent with"))
     if watch:
-        _watch(cluster, id, sink)
+        _watch(cluster, sent.id, sink)
     else:
-        sink.tell(events.noted(f"`jacjobs logs {id} --follow --address {cluster.address}` follows it"))
+        sink.tell(events.noted(f"`jacjobs logs {sent.id} --follow --address {cluster.address}` follows it"))
 
 
 def _watch(cluster: Cluster, id: str, sink: Sink) -> None:
@@ -204,7 +205,8 @@ def _why(found: Submission) -> str:
 
 
 def _content(found: Submission) -> dict[str, Any]:
-    return asdict(found)
+    """Of Ray's message, which may hold much of the log, the line that says something."""
+    return {**asdict(found), "message": _why(found) if found.message else ""}
 
 
 def _state(found: Submission) -> str:

@@ -255,7 +255,8 @@ def _attempts(attempts: list[dict[str, Any]]) -> list[tuple[str, str]]:
                     "attempt" if not rows else "",
                     f"{attempt['number']}: {attempt['state']} after {duration(attempt['seconds'])}, "
                     f"{attempt['blocks_done']:,} of {count(attempt['blocks_total'], 'block')} done"
-                    + (f", {again:,} computed again" if again else ""),
+                    + (f", {again:,} computed again" if again else "")
+                    + (" (noted every 10 s)" if attempt["state"] == "running" else ""),
                 )
             )
             lost = attempt["failures"][:FAILURES_SHOWN]

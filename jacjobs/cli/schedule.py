@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from jacjobs.cli import render as show
-from jacjobs.errors import InputError
+from jacjobs.errors import InputError, JacjobsError
 
 app = typer.Typer(help="Jobs that have a schedule: list, check, render for a scheduler, or serve them here.")
 
@@ -40,7 +40,8 @@ def list_jobs(jobs: Jobs, as_json: AsJson = False) -> None:
 
     now = datetime.now(UTC)
     rows = []
-    for job in scheduled_jobs(jobs):
+    wrong: list[JacjobsError] = []
+    for job in scheduled_jobs(jobs, wrong):
         last, coming = latest(job.schedule, now), next(following(job.schedule, now))
         rows.append(
             {
@@ -60,6 +61,7 @@ def list_jobs(jobs: Jobs, as_json: AsJson = False) -> None:
         _print_json(rows)
     else:
         show.scheduled(rows)
+    _end_with(wrong)
 
 
 @app.command("next")
@@ -72,23 +74,28 @@ def next_occurrences(
     from jacjobs.occurrences import shown
     from jacjobs.scheduling.jobs import coming, scheduled_jobs
 
+    wrong: list[JacjobsError] = []
     rows = [
         {"scheduled": shown(job.schedule, occurrence), "job": job.name, "path": job.path_at(occurrence)}
-        for occurrence, job in islice(coming(scheduled_jobs(jobs), datetime.now(UTC)), number)
+        for occurrence, job in islice(coming(scheduled_jobs(jobs, wrong), datetime.now(UTC)), number)
     ]
     if as_json:
         _print_json(rows)
     else:
         show.coming(rows)
+    _end_with(wrong)
 
 
 @app.command()
-def validate(jobs: Jobs) -> None:
+def validate(jobs: Jobs, as_json: AsJson = False) -> None:
     """Check every job file, those without a schedule too; ends with 2 if one is wrong."""
     from jacjobs.scheduling.jobs import checked
 
     found = checked(jobs)
-    show.job_files(found)
+    if as_json:
+        _print_json([{"file": str(path), "error": str(wrong) if wrong else None} for path, wrong in found])
+    else:
+        show.job_files(found)
     if any(wrong is not None for _, wrong in found):
         raise typer.Exit(InputError.exit_code)
 
@@ -158,6 +165,14 @@ def show_history(
         _print_json([entry.model_dump(mode="json") for entry in entries])
     else:
         show.history(entries)
+
+
+def _end_with(wrong: list[JacjobsError]) -> None:
+    """What else there is to say of the folder: files that are no jobs."""
+    for error in wrong:
+        show.error(f"WRONG  {error}")
+    if wrong:
+        raise typer.Exit(InputError.exit_code)
 
 
 def _rendered(

@@ -96,7 +96,7 @@ class Text:
     def tell(self, event: Event) -> None:
         if event["event"] != "progress":
             render.event(event)
-        elif time.monotonic() - self._told >= LINE_SECONDS:
+        elif event["blocks_total"] and time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
             render.note(f"{event['blocks_done']:,}/{event['blocks_total']:,} blocks, {rate(event)}")
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from packaging.version import Version
@@ -57,12 +57,21 @@ class Submission:
     id: str
     name: str
     path: str
+    job: str
     digest: str
     state: State
     exit_code: int | None
     message: str
     started: float | None
     ended: float | None
+
+
+class Sent(NamedTuple):
+    """attached: it was running already. changed: with other files than those that are here now."""
+
+    id: str
+    attached: bool = False
+    changed: bool = False
 
 
 class Cluster:
@@ -79,37 +88,43 @@ class Cluster:
                 self.address, got=f"Ray {there}", expected=f"{LEAST_RAY} or later", do="upgrade the cluster"
             )
 
-    def submit(self, shipment: Shipment) -> tuple[str, bool]:
-        """Have it run. Returns its id, and whether it was running already: then nothing is submitted.
+    def submit(self, shipment: Shipment) -> Sent:
+        """Have it run, unless the same job file is running already for the same place.
 
-        Raises InputError where another job is writing to the same place.
+        Raises InputError where another job is writing there.
         """
-        every = self.submissions()
-        for one in every:
-            if one.state in ACTIVE and one.digest == shipment.digest:
-                return one.id, True
-            if one.state in ACTIVE and one.path == shipment.path:
-                raise InputError.about(
-                    f"output path {one.path}",
-                    got=f"a job that runs there already, with other files or options: {one.id}",
-                    expected="one job at a time",
-                    do=f"`jacjobs stop {one.id} --address {self.address}` first, or choose another path",
-                )
+        for one in self.submissions():
+            if one.state not in ACTIVE or one.path != shipment.path:
+                continue
+            if one.job == shipment.job:
+                return Sent(one.id, attached=True, changed=one.digest != shipment.digest)
+            raise InputError.about(
+                f"output path {one.path}",
+                got=f"another job that is writing there: {one.id}",
+                expected="one job at a time",
+                do=f"`jacjobs stop {one.id} --address {self.address}` first, or choose another path",
+            )
         environment = {
             "working_dir": str(shipment.folder),
             "py_modules": [str(module) for module in shipment.modules],
         }
-        about = {"jacjobs": "1", "name": shipment.name, "path": shipment.path, "digest": shipment.digest}
+        about = {
+            "jacjobs": "1",
+            "name": shipment.name,
+            "path": shipment.path,
+            "job": shipment.job,
+            "digest": shipment.digest,
+        }
         return self._submit(shipment.id, shipment.entrypoint, environment, about)
 
-    def again(self, submission: Submission) -> tuple[str, bool]:
+    def again(self, submission: Submission) -> Sent:
         """Submit it once more as it was, if it does not run any more.
 
         Raises InputError where its code is gone from the cluster.
         """
         for one in self.submissions():
-            if one.state in ACTIVE and one.digest == submission.digest:
-                return one.id, True
+            if one.state in ACTIVE and one.path == submission.path:
+                return Sent(one.id, attached=True)
         with self._asking():
             details = self._client.get_job_info(submission.id)
         environment = {k: v for k, v in (details.runtime_env or {}).items() if k != "env_vars"}
@@ -132,9 +147,9 @@ class Cluster:
         return sorted(ours, key=lambda one: one.started or float("inf"), reverse=True)
 
     def find(self, which: str) -> Submission:
-        """By its id; by the job's name or the path of its run, the latest of them."""
+        """By its id; by the job's name or the path of its run: the one that goes on, or else the latest."""
         every = self.submissions()
-        for one in sorted(every, key=lambda one: one.id != which):  # the id before all else
+        for one in sorted(every, key=lambda one: (one.id != which, one.state not in ACTIVE)):
             if which in (one.id, one.name, one.path):
                 return one
         names = ", ".join(dict.fromkeys(one.name for one in every)) or "none"
@@ -207,11 +222,9 @@ class Cluster:
 
     # -- asking --------------------------------------------------------------------------------------------
 
-    def _submit(
-        self, id: str, entrypoint: str, environment: dict[str, Any], about: dict[str, str]
-    ) -> tuple[str, bool]:
+    def _submit(self, id: str, entrypoint: str, environment: dict[str, Any], about: dict[str, str]) -> Sent:
         """An id is used once in the life of a cluster: a job that has ended is submitted under the next one,
-        and finishes what its run lacks. Returns it, and whether somebody else was faster.
+        and finishes what its run lacks.
         """
         environment = {**environment, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}
         for number in itertools.count(1):
@@ -229,9 +242,9 @@ class Cluster:
                 if "already exists" not in str(error):
                     raise
                 if self.submission(taken).state in ACTIVE:
-                    return taken, True
+                    return Sent(taken, attached=True)  # somebody was faster
             else:
-                return taken, False
+                return Sent(taken)
         raise AssertionError
 
     def _has(self, package: str) -> bool:
@@ -285,6 +298,7 @@ class Cluster:
         finally:
             if waiting is not None:
                 waiting.cancel()
+                loop.run_until_complete(asyncio.wait({waiting}))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
@@ -314,7 +328,7 @@ class Cluster:
                 do="check the address; `ray start --head` says it, `ray dashboard cluster.yaml` forwards it",
             ) from None
         except RuntimeError as error:
-            raise WorkersError(f"{self.address} refused: {_first_line(error)}") from None
+            raise WorkersError(f"{self.address} refused: {_first_line(error).rstrip('.')}") from None
 
 
 class _LostError(Exception):
@@ -355,6 +369,7 @@ def _submission(details: JobDetails) -> Submission:
         id=details.submission_id or "",
         name=about.get("name", ""),
         path=about.get("path", ""),
+        job=about.get("job", ""),
         digest=about.get("digest", ""),
         state=_state(str(details.status.value), details.driver_exit_code),
         exit_code=details.driver_exit_code,

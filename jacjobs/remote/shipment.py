@@ -34,7 +34,8 @@ class Shipment:
     """
     folder:   a copy of the job's folder, with the job file as it is to run there.
     modules:  what Python there finds beside it: jacjobs and its metadata.
-    digest:   of all that; equal for the same job.
+    job:      a digest of the job file, with what overrides it.
+    digest:   of all that travels.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Shipment:
     folder: Path
     modules: tuple[Path, ...]
     entrypoint: str
+    job: str
     digest: str
 
     @property
@@ -84,7 +86,8 @@ def pack(spec: JobSpec, file: Path, into: Path) -> Shipment:
             digest.update(f"{path.relative_to(into)}\0{path.stat().st_size}\0".encode())
             digest.update(path.read_bytes())
     entrypoint = f"{ENTRYPOINT} {shlex.quote(f'./{file.name}')}"
-    return Shipment(spec.name, spec.output.path, folder, modules, entrypoint, digest.hexdigest())
+    job = hashlib.sha256(text.encode()).hexdigest()
+    return Shipment(spec.name, spec.output.path, folder, modules, entrypoint, job, digest.hexdigest())
 
 
 def _copy(folder: Path, into: Path) -> None:

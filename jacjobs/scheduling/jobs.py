@@ -49,9 +49,19 @@ def job_files(place: Path) -> list[Path]:
     return found
 
 
-def scheduled_jobs(place: Path) -> list[ScheduledJob]:
-    """Raises InputError at the first job file that is wrong, and where no job has a schedule."""
-    specs = [(path, read_job(path, [])) for path in job_files(place)]
+def scheduled_jobs(place: Path, wrong: list[JacjobsError] | None = None) -> list[ScheduledJob]:
+    """Raises InputError at the first job file that is wrong, and where no job has a schedule.
+
+    wrong:  takes what is wrong with files, instead; they are left out.
+    """
+    specs = []
+    for path in job_files(place):
+        try:
+            specs.append((path, read_job(path, [])))
+        except JacjobsError as error:
+            if wrong is None:
+                raise
+            wrong.append(error)
     jobs = [ScheduledJob(path.absolute(), spec, spec.schedule) for path, spec in specs if spec.schedule]
     if not jobs:
         raise InputError.about(

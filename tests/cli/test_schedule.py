@@ -128,6 +128,20 @@ def test_validate_names_every_file_that_is_wrong(
     assert ended(monkeypatch, capsys, "schedule", "list", "jobs")[0] == 2
 
 
+@pytest.mark.parametrize("command", ["list", "next"])
+def test_a_wrong_file_does_not_hide_the_others(
+    command: str, jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (jobs / "bad.yaml").write_text("name: bad\n")
+    code, out, err = ended(monkeypatch, capsys, "schedule", command, "jobs", "--json")
+    assert code == 2
+    assert (
+        {row["job"] for row in json.loads(out)} == {"hourly", "nightly"} if command == "list" else {"hourly"}
+    )
+    (line,) = err.splitlines()
+    assert line.startswith("WRONG  jobs/bad.yaml: 'problem' is missing")
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_render_prints_or_writes_the_same_each_time(
     target: str, jobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -46,7 +46,12 @@ CASES = {
     "problem without a name": ("set:problem=p.py", 2, "problem: got 'p.py'"),
     "module missing": ("set:problem=nowhere_at_all:f", 2, "no module named 'nowhere_at_all'"),
     "returns no problem": ("set:problem=p.py:nothing", 2, "got a NoneType, expected a jacjobs.Problem"),
-    "unknown parameter": ("set:params.size=3", 3, "unexpected keyword argument 'size'"),
+    "unknown parameter": (
+        "set:params.size=3",
+        2,
+        "params: got size (got an unexpected keyword argument 'size')",
+    ),
+    "key of a section": ("set:chunk=3", 2, "unknown key 'chunk'; did you mean 'compute.chunk'?"),
     "builder raises": ("set:problem=p.py:fails", 3, "KeyError: 'nothing here'"),
     "function raises": ("set:problem=p.py:raises", 3, "ValueError: boom"),
     "wrong in_dims": ("set:problem=p.py:wrong_in_dims", 2, "in_dims=5: got shape (4, 3)"),
@@ -102,9 +107,7 @@ def test_one_sentence_and_nothing_written(
     if code == 2:
         assert printed.strip() == last, "one sentence, nothing else"
     else:
-        assert "p.py" in next(line for line in printed.splitlines() if line.startswith("  File")) or (
-            case == "unknown parameter"
-        )
+        assert "p.py" in next(line for line in printed.splitlines() if line.startswith("  File"))
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in str(p)) == before
 
 

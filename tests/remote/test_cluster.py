@@ -15,7 +15,7 @@ from jacjobs.remote.cluster import Cluster, Submission, _LostError
 
 
 def submission(id: str, state: str = "complete", **about: Any) -> Submission:
-    content = {"name": "a", "path": "/a", "digest": id[:9], "exit_code": None, "message": ""}
+    content = {"name": "a", "path": "/a", "job": "j", "digest": "d", "exit_code": None, "message": ""}
     return Submission(id=id, state=state, started=None, ended=None, **{**content, **about})  # type: ignore[arg-type]
 
 
@@ -33,6 +33,8 @@ def test_an_id_is_that_jobs_and_a_name_is_the_latests(jobs: Cluster, monkeypatch
     monkeypatch.setattr(jobs, "submissions", lambda: every)
     assert jobs.find("jacjobs-a-1").id == "jacjobs-a-1"
     assert jobs.find("a").id == "jacjobs-a-1-2"
+    every[1] = submission("jacjobs-a-1", "running")
+    assert jobs.find("a").id == "jacjobs-a-1", "the one that goes on"
     for unknown in ("", "j", "jacjobs-"):
         with pytest.raises(InputError, match="expected one of those there: a, b"):
             jobs.find(unknown)
@@ -73,12 +75,15 @@ def test_one_that_breaks_for_ever_is_given_up(jobs: Cluster, monkeypatch: pytest
         lines.extend(jobs.follow("jacjobs-a-1"))
 
 
-def test_another_job_at_the_same_place_is_named(jobs: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_job_file_is_attached_to_and_another_one_refused(
+    jobs: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it runs; whatever has changed in its folder, such as a log."""
     monkeypatch.setattr(jobs, "submissions", lambda: [submission("jacjobs-a-1", "running")])
-    with pytest.raises(
-        InputError, match="got a job that runs there already, with other files or options: jac"
-    ):
-        jobs.submit(Mock(digest="another", path="/a"))
+    assert jobs.submit(Mock(job="j", digest="d", path="/a")) == ("jacjobs-a-1", True, False)
+    assert jobs.submit(Mock(job="j", digest="changed", path="/a")) == ("jacjobs-a-1", True, True)
+    with pytest.raises(InputError, match="got another job that is writing there: jacjobs-a-1"):
+        jobs.submit(Mock(job="another", digest="d", path="/a"))
 
 
 def test_an_id_that_was_used_is_not_used_again(jobs: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,9 +95,11 @@ def test_an_id_that_was_used_is_not_used_again(jobs: Cluster, monkeypatch: pytes
 
     jobs._client.submit_job = submit_job
     monkeypatch.setattr(jobs, "submission", lambda id: submission(id, "stopped"))
-    assert jobs._submit("jacjobs-a-1", "python", {}, {}) == ("jacjobs-a-1-3", False)
+    assert jobs._submit("jacjobs-a-1", "python", {}, {}) == ("jacjobs-a-1-3", False, False)
     monkeypatch.setattr(jobs, "submission", lambda id: submission(id, "running"))
-    assert jobs._submit("jacjobs-a-1", "python", {}, {}) == ("jacjobs-a-1", True), "somebody was faster"
+    assert jobs._submit("jacjobs-a-1", "python", {}, {}) == ("jacjobs-a-1", True, False), (
+        "somebody was faster"
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import ray
 
 from jacjobs.errors import InputError, WorkersError
 from jacjobs.planning.options import ClusterOptions
+from jacjobs.run.address import check_address, unreachable
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.resources import gpus_of
 from jacjobs.run.roster import IN_FLIGHT
 
-CONNECT_TIMEOUT_SECONDS = 5.0
 SMALLEST_STORE_BYTES = 128 << 20
 
 
@@ -46,15 +45,10 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
         else:
-            _knock(options.address)
+            check_address(options.address)
             ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise InputError.about(
-            "cluster.address",
-            got=f"{options.address!r} ({cause_of(error)})",
-            expected="local, inline, auto, or the address of a running Ray cluster",
-            do="check the address, or start one with `ray start --head`",
-        ) from None
+        raise unreachable(options.address, cause_of(error)) from None
     if options.address == "local":
         _SERVERS.extend(child for child in psutil.Process().children() if child.name() in SERVERS)
     try:
@@ -79,13 +73,6 @@ def check_servers() -> None:
                 f"the Ray that this process started is gone ({server.name()} was killed, or crashed); "
                 "`jacjobs resume` goes on"
             )
-
-
-def _knock(address: str) -> None:
-    """Ray waits for minutes at a door behind which nobody is; a connection tells at once."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_SECONDS).close()
 
 
 @dataclass(frozen=True)
