@@ -35,7 +35,7 @@ RECONNECT_SECONDS = 600.0
 """How long a connection that was lost is sought again."""
 STOP_SECONDS = 60
 """How long Ray lets a job that is to stop finish what it has in hand; its own answer is 3."""
-DRIVER_BYTES = 2 << 30
+DRIVER_BYTES = 1 << 30
 """What the process that plans and watches asks for: memory, and no CPU, so that none is lost to workers. A
 request for memory also lets Ray place it on any node, where it would else be the head's.
 """
