@@ -1,4 +1,6 @@
-"""Imports point one way: errors → shape → problem → autodiff | planning | store → run → api → cli."""
+"""Imports point one way: errors → shape → problem → autodiff | planning | store → run | jobspec → api |
+scheduling | remote → cli.
+"""
 
 from __future__ import annotations
 
