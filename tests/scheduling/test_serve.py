@@ -107,11 +107,14 @@ def test_a_job_is_run_three_times_one_overlapping_and_one_missed(
         assert earlier in begun
         assert earlier < entry.scheduled
     missed = [e for e in rest if e.outcome == "missed"]
-    assert [e.scheduled for e in missed] == between(job.schedule, last, missed[-1].scheduled)
-    made_up = next(e for e in rest if e.scheduled > missed[-1].scheduled)
+    made_up = next(e for e in rest if e.scheduled > last and e.outcome != "missed")
+    unserved = between(job.schedule, last, made_up.scheduled)[:-1]
+    assert len(unserved) >= 2
+    assert [e.scheduled for e in missed if e.scheduled < made_up.scheduled] == unserved
     assert made_up.outcome == "complete"
     assert made_up.started is not None
-    assert made_up.started - made_up.scheduled < EVERY, "it was the latest that had come"
+    # It was the latest that had come when it was decided, a moment before it was started.
+    assert latest(job.schedule, made_up.started) - made_up.scheduled <= EVERY
     assert [e.started for e in missed] == [None] * len(missed)
 
     runs = {Path(job.path_at(e.scheduled)) for e in rest if e.outcome == "complete"}
