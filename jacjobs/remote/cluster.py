@@ -391,4 +391,8 @@ def _state(status: str, exit_code: int | None) -> State:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Of what was said; of a traceback of the server's, the last that says something."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    if "Traceback (most recent call last)" not in lines[0]:
+        return lines[0]
+    return next(line for line in reversed(lines) if any(map(str.isalnum, line)))

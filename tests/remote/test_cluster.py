@@ -91,7 +91,10 @@ def test_an_id_that_was_used_is_not_used_again(jobs: Cluster, monkeypatch: pytes
 
     def submit_job(submission_id: str, **_: Any) -> None:
         if submission_id in used:
-            raise RuntimeError(f"Job with submission_id {submission_id} already exists.")
+            raise RuntimeError(
+                "Request failed with status code 500: Traceback (most recent call last):\n  File …\n"
+                f"ValueError: Job with submission_id {submission_id} already exists. Use another one.\n."
+            )
 
     jobs._client.submit_job = submit_job
     monkeypatch.setattr(jobs, "submission", lambda id: submission(id, "stopped"))
