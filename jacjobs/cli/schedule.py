@@ -143,8 +143,8 @@ def serve(
 ) -> None:
     """Run the jobs when they are due, from this process, until SIGTERM or Ctrl-C.
 
-    What goes on then is stopped, and goes on when it is served again. Of what came while nobody was there,
-    the latest is made up for.
+    What goes on then is stopped, and goes on when it is served again.
+    Of what came while nobody was there, the latest is made up for.
     """
     from jacjobs.scheduling.jobs import scheduled_jobs
     from jacjobs.scheduling.serve import serve as run
