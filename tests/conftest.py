@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from jacjobs.planning import geometry
+from tests.faults.job import PART_BYTES, TroubledJob
+
 JOBS = Path(__file__).parent.parent / "jobs"
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -32,6 +35,15 @@ def cluster() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob]:
+    """One that meets trouble, cut into parts of four blocks. What it started is ended."""
+    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", PART_BYTES)
+    troubled = TroubledJob(tmp_path)
+    yield troubled
+    troubled.end()
 
 
 @pytest.fixture(autouse=True)

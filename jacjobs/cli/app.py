@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from jacjobs.cli import events, remote, render, schedule
 from jacjobs.cli.jobs import at_latest, built, live_paths, occurrence_of, spec_of
-from jacjobs.cli.remote import is_remote
 from jacjobs.cli.sinks import LogFormat, reporting, sink_for
 from jacjobs.errors import (
     FunctionError,
@@ -23,6 +21,7 @@ from jacjobs.errors import (
     SkippedError,
     UnsoundError,
 )
+from jacjobs.run.address import is_remote
 
 EXAMPLES = """Examples:
 
@@ -127,7 +126,7 @@ def plan(
         spec = at_latest(spec_of(Path(job), overrides, out, address, memory))
         made = plan_job(built(spec, Path(job)), device)
     if as_json:
-        _print_json(made.model_dump(mode="json"))
+        render.print_json(made.model_dump(mode="json"))
     else:
         render.plan(made)
 
@@ -153,7 +152,7 @@ def tune(
     render.write_csv(out / "tune.csv", [asdict(reading) for reading in measured])
     plots.tradeoff(measured, made, planned.name, out / "tune.png")
     if as_json:
-        _print_json([asdict(reading) for reading in measured])
+        render.print_json([asdict(reading) for reading in measured])
         return
     render.tradeoff(measured, made)
     render.note(f"\n{out / 'tune.csv'}, {out / 'tune.png'}")
@@ -251,7 +250,7 @@ def stop(run: RunOrJob, address: Head = None, as_json: AsJson = False) -> None:
         RunFolder(path).request_stop()
         asked.append({"run": path, "asked": holder})
     if as_json:
-        _print_json(asked)
+        render.print_json(asked)
         return
     for one in asked:
         render.note(
@@ -273,7 +272,7 @@ def status(run: AnyRun, address: Head = None, as_json: AsJson = False) -> None:
 
     found = status_of(run)
     if as_json:
-        _print_json(render.status_content(found))
+        render.print_json(render.status_content(found))
     else:
         render.status(found)
 
@@ -314,7 +313,9 @@ def list_runs(
     found = list(statuses_below(folder))
     if as_json:
         runs = [render.status_content(each) for each in found if isinstance(each, Status)]
-        _print_json(runs + [{"path": str(e[0]), "error": str(e[1])} for e in found if isinstance(e, tuple)])
+        render.print_json(
+            runs + [{"path": str(e[0]), "error": str(e[1])} for e in found if isinstance(e, tuple)]
+        )
     else:
         render.statuses(found, folder)
 
@@ -329,7 +330,7 @@ def show(run: RunPath, as_json: AsJson = False) -> None:
 
     summary = open_run(run).summary()
     if as_json:
-        _print_json(summary)
+        render.print_json(summary)
     else:
         render.summary(summary)
 
@@ -356,7 +357,7 @@ def verify(
         occurrence = occurrence_of(spec, scheduled)
         verdict = verify_products(run, built(spec.at(occurrence) if occurrence else spec, against).problem)
     if as_json:
-        _print_json({"sound": verdict.sound, **asdict(verdict)})
+        render.print_json({"sound": verdict.sound, **asdict(verdict)})
     else:
         render.verdict(verdict, against is not None)
     if not verdict.sound:
@@ -383,7 +384,3 @@ def _head(address: str) -> str:
             do="leave it out: a run's folder says all that is known of it",
         )
     return address
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2))

@@ -83,15 +83,20 @@ def told(attempt: Attempt) -> Iterator[Event]:
     text = f"attempt {attempt.number} began on {attempt.host}, process {attempt.pid}"
     yield _event("note", began, text=text)
     for failure in attempt.failures:
-        where = f" ({failure.where})" if failure.where else ""
-        at = f", at {'; '.join(failure.blocks)}" if failure.blocks else ""
-        lost = f"{failure.who}{where} was lost: {failure.cause}{at}"
-        yield _event("note", began + timedelta(seconds=failure.seconds), text=lost)
+        at = began + timedelta(seconds=failure.seconds)
+        yield _event("note", at, text=lost(failure.model_dump()))
     done = f"{attempt.blocks_done:,} of {attempt.blocks_total:,} blocks done"
     text = f"attempt {attempt.number}: {attempt.state}, {done}" + (
         f": {attempt.cause}" if attempt.cause else ""
     )
     yield _event("note", began + timedelta(seconds=attempt.seconds), text=text)
+
+
+def lost(failure: dict[str, Any]) -> str:
+    """A failure of an attempt's record, as people read it."""
+    where = f" ({failure['where']})" if failure["where"] else ""
+    at = f", at {'; '.join(failure['blocks'])}" if failure["blocks"] else ""
+    return f"{failure['who']}{where} was lost: {failure['cause']}{at}"
 
 
 def line(event: Event) -> str:

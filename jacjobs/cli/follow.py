@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jacjobs.cli import events
 from jacjobs.cli.sinks import Sink
 from jacjobs.errors import DetachedError, StoppedError
+from jacjobs.run.polling import polled
 
 if TYPE_CHECKING:
     from jacjobs.run.handle import Run
@@ -67,24 +67,9 @@ def detaching(message: str) -> Iterator[None]:
         raise DetachedError(message) from None
 
 
-@contextmanager
-def _watching(run: Run, sink: Sink) -> Iterator[None]:
+def _watching(run: Run, sink: Sink) -> AbstractContextManager[None]:
     """Tell progress until the block ends."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(sink.seconds):
-            now = run.progress()
-            if now is not None:
-                sink.tell(events.progressed(now, run.plan))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(timeout=10)
+    return polled(run.progress, sink.seconds, lambda now: sink.tell(events.progressed(now, run.plan)))
 
 
 @contextmanager

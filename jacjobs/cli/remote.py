@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from jacjobs.cli import events, render
 from jacjobs.cli.events import Event
@@ -25,10 +22,6 @@ if TYPE_CHECKING:
 
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
 """The last line of a traceback."""
-
-
-def is_remote(address: str | None) -> bool:
-    return address is not None and address.startswith(("http://", "https://"))
 
 
 def submit(spec: JobSpec, occurrence: datetime | None, file: Path, sink: Sink, watch: bool) -> None:
@@ -82,7 +75,7 @@ def status(run: str, address: str, as_json: bool) -> None:
     said = [event for line in cluster.log(found).splitlines() if (event := events.parsed(line))]
     last = {event["event"]: event for event in said}
     if as_json:
-        _print_json({**_content(found), "progress": last.get("progress"), "error": last.get("error")})
+        render.print_json({**_content(found), "progress": last.get("progress"), "error": last.get("error")})
         return
     rows = [("job", f"{found.id}, at {cluster.address}"), ("run", f"{found.name}, {found.path}")]
     rows.append(("state", _state(found)))
@@ -102,7 +95,7 @@ def list_runs(address: str, as_json: bool) -> None:
 
     found = Cluster(address).submissions()
     if as_json:
-        _print_json([_content(one) for one in found])
+        render.print_json([_content(one) for one in found])
     elif not found:
         render.note(f"no jobs of jacjobs at {address}")
     else:
@@ -119,7 +112,7 @@ def stop(run: str, address: str, as_json: bool) -> None:
         raise InputError.about(found.id, got=f"a job that has ended, {found.state}", expected="one that runs")
     cluster.stop(found)
     if as_json:
-        _print_json([{"run": found.path, "asked": found.id}])
+        render.print_json([{"run": found.path, "asked": found.id}])
         return
     render.note(
         f"asked {found.id} to stop; it hands out no more blocks. "
@@ -217,7 +210,3 @@ def _state(found: Submission) -> str:
 def _when(seconds: float | None) -> str:
     """UTC, to the second."""
     return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2))

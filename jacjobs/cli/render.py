@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
+
+from jacjobs.cli.events import lost
 
 if TYPE_CHECKING:
     from jacjobs.cli.events import Event
@@ -46,6 +50,11 @@ def error(text: str) -> None:
 
 def note(text: str) -> None:
     _out.print(_printable(text), markup=False, soft_wrap=True)
+
+
+def print_json(content: Any) -> None:
+    """One document, for programs."""
+    typer.echo(json.dumps(content, indent=2))
 
 
 def _printable(text: str) -> str:
@@ -167,8 +176,8 @@ def event(what: Event) -> None:
             note(f"complete: {parts}, {size(what['bytes'])} in {path} ({what['seconds']:.1f} s)")
             note(checked(what["checks"]))
             if what["failures"]:
-                lost, again = count(what["failures"], "failure"), count(what["blocks_repeated"], "block")
-                note(f"{lost} on the way, {again} computed again: `jacjobs show {path}` tells")
+                failures, again = count(what["failures"], "failure"), count(what["blocks_repeated"], "block")
+                note(f"{failures} on the way, {again} computed again: `jacjobs show {path}` tells")
         case "error":
             if what["traceback"]:
                 error(what["traceback"])
@@ -259,19 +268,13 @@ def _attempts(attempts: list[dict[str, Any]]) -> list[tuple[str, str]]:
                     + (" (noted every 10 s)" if attempt["state"] == "running" else ""),
                 )
             )
-            lost = attempt["failures"][:FAILURES_SHOWN]
-            rows += [("", f"   at {duration(f['seconds'])} {_failure(f)}") for f in lost]
-            if attempt["failures_total"] > len(lost):
-                rows.append(("", f"   … and {attempt['failures_total'] - len(lost):,} more failures"))
+            shown = attempt["failures"][:FAILURES_SHOWN]
+            rows += [("", f"   at {duration(f['seconds'])} {lost(f)}") for f in shown]
+            if attempt["failures_total"] > len(shown):
+                rows.append(("", f"   … and {attempt['failures_total'] - len(shown):,} more failures"))
             if attempt["cause"]:
                 rows.append(("", f"   {attempt['cause']}"))
     return rows
-
-
-def _failure(failure: dict[str, Any]) -> str:
-    where = f" ({failure['where']})" if failure["where"] else ""
-    at = f", at {'; '.join(failure['blocks'])}" if failure["blocks"] else ""
-    return f"{failure['who']}{where} was lost: {failure['cause']}{at}"
 
 
 def _stored(content: dict[str, Any]) -> str:

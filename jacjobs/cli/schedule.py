@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -58,7 +57,7 @@ def list_jobs(jobs: Jobs, as_json: AsJson = False) -> None:
             }
         )
     if as_json:
-        _print_json(rows)
+        show.print_json(rows)
     else:
         show.scheduled(rows)
     _end_with(wrong)
@@ -80,7 +79,7 @@ def next_occurrences(
         for occurrence, job in islice(coming(scheduled_jobs(jobs, wrong), datetime.now(UTC)), number)
     ]
     if as_json:
-        _print_json(rows)
+        show.print_json(rows)
     else:
         show.coming(rows)
     _end_with(wrong)
@@ -93,7 +92,9 @@ def validate(jobs: Jobs, as_json: AsJson = False) -> None:
 
     found = checked(jobs)
     if as_json:
-        _print_json([{"file": str(path), "error": str(wrong) if wrong else None} for path, wrong in found])
+        show.print_json(
+            [{"file": str(path), "error": str(wrong) if wrong else None} for path, wrong in found]
+        )
     else:
         show.job_files(found)
     if any(wrong is not None for _, wrong in found):
@@ -162,7 +163,7 @@ def show_history(
 
     entries = [entry for entry in read(file) if entry.outcome != "since"]
     if as_json:
-        _print_json([entry.model_dump(mode="json") for entry in entries])
+        show.print_json([entry.model_dump(mode="json") for entry in entries])
     else:
         show.history(entries)
 
@@ -208,7 +209,3 @@ def _rendered(
         )
     pods = Pods(image, claim, version("ray"))
     return (cron_jobs if target == Target.k8s_cronjob else ray_cron_jobs)(found, pods)
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2))

@@ -106,6 +106,10 @@ class ClusterOptions(_Options):
     cpus_per_worker: Count = 1
     gpus_per_worker: Literal["auto"] | Annotated[float, AfterValidator(_gpus)] = "auto"
 
+    def gpus_each(self, there: bool) -> float:
+        """What a worker gets where there are GPUs, or none."""
+        return float(there) if self.gpus_per_worker == "auto" else self.gpus_per_worker
+
 
 # -- when ----------------------------------------------------------------------------------------------------
 

@@ -10,13 +10,18 @@ INLINE, LOCAL, AUTO = "inline", "local", "auto"
 CONNECT_TIMEOUT_SECONDS = 5.0
 
 
+def is_remote(address: str) -> bool:
+    """A cluster that is reached by its Jobs API: jobs are sent there, and run there."""
+    return address.startswith(("http://", "https://"))
+
+
 def check_address(address: str) -> None:
     """Raises InputError for what is no address, and where nobody answers: Ray itself would wait for minutes
     at a door behind which nobody is.
     """
     if address in (INLINE, LOCAL, AUTO):
         return
-    if address.startswith(("http://", "https://")):
+    if is_remote(address):
         raise InputError.about(
             "cluster.address",
             got=f"{address}, for a problem that is in this process",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from jacjobs.planning.planner import Plan
 from jacjobs.run.coordinator import Progress
+from jacjobs.run.polling import polled
 
 REFRESH_SECONDS = 0.5
 
@@ -35,25 +35,15 @@ def _tqdm() -> Any:
 def watching(progress: Callable[[], Progress | None], plan: Plan) -> Iterator[None]:
     """Rows of J, as a tqdm bar, until the block ends."""
     tqdm = _tqdm()
-    over = threading.Event()
     with tqdm(total=None, unit=" rows", desc=plan.strategy, mininterval=REFRESH_SECONDS) as shown:
 
-        def show(now: Progress | None) -> None:
-            if now is not None and now.blocks_total:
+        def show(now: Progress) -> None:
+            if now.blocks_total:
                 shown.total = now.entries_total // plan.shape.columns
                 shown.set_postfix_str(f"{now.workers} workers", refresh=False)
                 shown.update(now.entries_done // plan.shape.columns - shown.n)
 
-        def watch() -> None:
-            while not over.wait(REFRESH_SECONDS):
-                show(progress())
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
+        with polled(progress, REFRESH_SECONDS, show):
             yield
-            if shown.total:
-                shown.update(shown.total - shown.n)
-        finally:
-            over.set()
-            thread.join(timeout=10)
+        if shown.total:
+            shown.update(shown.total - shown.n)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -34,7 +33,7 @@ def resources_here(
     if uses_gpu(cluster):
         free, _ = torch.cuda.mem_get_info()
         device = reported(torch.cuda.get_device_name(), free)
-        return _resources(device, count, workers_on_a_gpu(cluster.gpus_per_worker), memory, path)
+        return _resources(device, count, _sharing(cluster), memory, path)
     device = cpu(available_memory_bytes(), cluster.cpus_per_worker)
     beside = max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
     return _resources(device, count, min(count, beside), memory, path)
@@ -45,7 +44,7 @@ def resources_named(
 ) -> Resources:
     """Of so many GPUs of that name (`cluster.workers`, or one), whether they are here or not."""
     workers = 1 if cluster.workers == "auto" else cluster.workers
-    return _resources(named(name), workers, workers_on_a_gpu(cluster.gpus_per_worker), memory, path)
+    return _resources(named(name), workers, _sharing(cluster), memory, path)
 
 
 def check_budget(resources: Resources) -> None:
@@ -67,14 +66,14 @@ def uses_gpu(cluster: ClusterOptions) -> bool:
     return torch.cuda.is_available() and cluster.gpus_per_worker != 0 and cluster.address != "inline"
 
 
-def gpus_of(asked: Literal["auto"] | float, there: bool) -> float:
-    """What a worker gets where there are GPUs, or none."""
-    return float(there) if asked == "auto" else asked
+def workers_on(gpus: float, each: float) -> int:
+    """How many workers so many GPUs serve. A part of a GPU is of one."""
+    return int(gpus) * int(1 / each) if each < 1 else int(gpus / each)
 
 
-def workers_on_a_gpu(asked: Literal["auto"] | float) -> int:
-    """How many share its memory."""
-    return max(1, int(1 / gpus_of(asked, there=True)))
+def _sharing(cluster: ClusterOptions) -> int:
+    """How many workers share a GPU's memory; of one that is only named, none may be asked for."""
+    return max(1, workers_on(1, cluster.gpus_each(there=True) or 1))
 
 
 def local_workers(cluster: ClusterOptions) -> int:
@@ -84,10 +83,7 @@ def local_workers(cluster: ClusterOptions) -> int:
     if cluster.workers != "auto":
         return cluster.workers
     if uses_gpu(cluster):
-        each = gpus_of(cluster.gpus_per_worker, there=True)
-        return (
-            torch.cuda.device_count() * int(1 / each) if each < 1 else int(torch.cuda.device_count() / each)
-        )
+        return workers_on(torch.cuda.device_count(), cluster.gpus_each(there=True))
     return max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
 
 

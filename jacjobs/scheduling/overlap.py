@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import takewhile
 
 from jacjobs.errors import JacjobsError, SkippedError
 from jacjobs.jobspec import JobSpec
@@ -64,7 +63,7 @@ def admit(spec: JobSpec, occurrence: datetime, now: datetime, tell: Callable[[st
 def refuse_late(spec: JobSpec, occurrence: datetime, now: datetime) -> None:
     """Raises SkippedError if it is too late to begin it."""
     schedule = _schedule(spec)
-    if schedule.deadline is not None and now - occurrence > schedule.deadline:
+    if _is_past(schedule, occurrence, now):
         raise SkippedError(
             f"{_this(spec, occurrence)} was skipped: it may start at most {schedule.start_deadline} late, "
             f"and it is {shown(schedule, now.replace(microsecond=0))} now"
@@ -77,11 +76,13 @@ def overlapping(spec: JobSpec, occurrence: datetime, other: str) -> SkippedError
 
 def is_late(spec: JobSpec, occurrence: datetime, now: datetime) -> bool:
     """Too late to start. A run that began is only resumed."""
-    try:
-        refuse_late(spec, occurrence, now)
-    except SkippedError:
-        return not RunFolder(spec.at(occurrence).output.path).is_run
-    return False
+    return (
+        _is_past(_schedule(spec), occurrence, now) and not RunFolder(spec.at(occurrence).output.path).is_run
+    )
+
+
+def _is_past(schedule: ScheduleOptions, occurrence: datetime, now: datetime) -> bool:
+    return schedule.deadline is not None and now - occurrence > schedule.deadline
 
 
 def live_runs(spec: JobSpec, now: datetime) -> list[LiveRun]:
@@ -114,13 +115,13 @@ def unfinished(spec: JobSpec, now: datetime) -> datetime:
 
 
 def _last(spec: JobSpec, now: datetime) -> list[datetime]:
-    """The latest first."""
-    found = enumerate(preceding(_schedule(spec), now))
-    return [occurrence for _, occurrence in takewhile(lambda one: _may_go_on(*one, now), found)]
-
-
-def _may_go_on(number: int, occurrence: datetime, now: datetime) -> bool:
-    return number < LOOK_BACK or now - occurrence < LOOK_BACK_TIME
+    """Those whose runs may go on; the latest first."""
+    found: list[datetime] = []
+    for occurrence in preceding(_schedule(spec), now):
+        if len(found) >= LOOK_BACK and now - occurrence >= LOOK_BACK_TIME:
+            break
+        found.append(occurrence)
+    return found
 
 
 def _stop(other: LiveRun) -> None:

@@ -7,23 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from jacjobs.cli import events
-from jacjobs.planning import geometry
-from tests.faults.job import PART_BYTES, ROOT, Ending, TroubledJob, ending, parts, read_until, wait_for
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob]:
-    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", PART_BYTES)
-    made = TroubledJob(tmp_path)
-    yield made
-    made.end()
+from tests.faults.job import ROOT, Ending, TroubledJob, ending, parts, read_until, wait_for
 
 
 def jacjobs(job: TroubledJob, *arguments: str) -> Ending:

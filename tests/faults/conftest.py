@@ -1,14 +1,12 @@
-"""Fixtures of the fault tests: the table that they fill in, and a job that meets trouble."""
+"""The table that the fault tests fill in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from jacjobs.planning import geometry
-from tests.faults.job import PART_BYTES, TroubledJob
 from tests.faults.table import FaultTable, Row, normalised
 
 _TABLE = pytest.StashKey[FaultTable]()
@@ -35,12 +33,3 @@ def row(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
         request.config.stash[_TABLE].record(Row(event, caused_by, happens, code, said, test))
 
     return record
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob]:
-    """Cut into parts of four blocks. What it started is ended."""
-    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", PART_BYTES)
-    troubled = TroubledJob(tmp_path)
-    yield troubled
-    troubled.end()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-at-least-this-length"
@@ -58,13 +59,3 @@ def processes(mark: str) -> list[psutil.Process]:
             if process.environ().get("JACJOBS_TEST_HEAD") == mark and process.pid != os.getpid():
                 found.append(process)
     return found
-
-
-def free_port() -> int:
-    """Outside of those that Ray gives its workers."""
-    while True:
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port: int = listening.getsockname()[1]
-        if port > 20000:
-            return port

@@ -20,7 +20,8 @@ from jacjobs.jobspec import read_job
 from jacjobs.remote.shipment import pack
 from tests.faults import troubled
 from tests.faults.job import Ending, TroubledJob, ending, parts, read_until, wait_for
-from tests.remote.door import Door, free_door, saying
+from tests.ports import free_port
+from tests.remote.door import Door, saying
 from tests.remote.head import TOKEN, Head, head
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -187,7 +188,7 @@ def test_a_token_that_is_missing_or_wrong(
 
 
 def test_nobody_there_nobody_of_that_name_and_somebody_else(sent: Sent) -> None:
-    nobody = sent.run("list", "--address", f"http://127.0.0.1:{free_door()}", elsewhere=False)
+    nobody = sent.run("list", "--address", f"http://127.0.0.1:{free_port()}", elsewhere=False)
     assert nobody.code == 2
     assert "where nobody answers" in nobody.says
     with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi") as address:

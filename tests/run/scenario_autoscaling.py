@@ -22,7 +22,7 @@ import yaml
 
 from jacjobs.planning import geometry
 from tests.faults.job import PART_BYTES, TroubledJob, parts, read_until
-from tests.run.scenario_metrics import free_port
+from tests.ports import free_port
 
 STORE_BYTES = 100 << 20
 HEAD = "f" * 51 + "00000"

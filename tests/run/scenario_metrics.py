@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ import jacjobs
 from jacjobs.planning import geometry
 from jacjobs.store.folder import RunFolder
 from tests.faults.job import PART_BYTES, TroubledJob
+from tests.ports import free_port
 
 SECONDS = 120
 BLOCKS = "ray_jacjobs_blocks_total"
@@ -123,13 +123,6 @@ def memory_runs_out(prometheus: Prometheus, folder: Path) -> dict[str, Any]:
 
 def run_digest(run: Path) -> str:
     return RunFolder(run).record().run
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,10 @@ from torch import Tensor
 
 import jacjobs
 from jacjobs.errors import FunctionError, InputError, RunHeldError, StoppedError
-from jacjobs.planning import geometry
 from jacjobs.run.cluster import watched
 from jacjobs.run.cluster.watched import AttachedRun
 from jacjobs.run.lookout import Lookout
-from tests.faults.job import PART_BYTES, ROOT, TroubledJob, wait_for
-
-
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TroubledJob]:
-    monkeypatch.setattr(geometry, "SMALLEST_PART_BYTES", PART_BYTES)
-    made = TroubledJob(tmp_path)
-    yield made
-    made.end()
-
+from tests.faults.job import ROOT, TroubledJob, wait_for
 
 TICK_SECONDS = 0.01
 WEIGHTS = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)

@@ -9,7 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
+import jacjobs
 from jacjobs.run.cluster import session
 from tests.faults.job import ROOT
 
@@ -50,6 +52,13 @@ def test_more_workers_than_fit_are_refused(seen: dict[str, Any]) -> None:
     assert seen["more_than_there_are"]["says"].startswith(
         "cluster.workers: got 4 (with 1 CPUs and 1 GPUs each), expected at most 3: the cluster has 8 CPUs"
     )
+
+
+@pytest.mark.parametrize(("gpus", "sharing"), [(0, 1), (0.25, 4), (0.6, 1), (1, 1), (2, 1), ("auto", 1)])
+def test_workers_share_the_memory_of_a_gpu_that_is_only_named(gpus: float | str, sharing: int) -> None:
+    problem = jacjobs.Problem(torch.sin, (torch.ones(4, 3),), in_dims=0)
+    made = jacjobs.plan(problem, device="H100 80GB", gpus_per_worker=gpus)
+    assert made.resources.sharing == sharing
 
 
 NODES = [

@@ -14,7 +14,7 @@ from jacjobs.errors import InputError, WorkersError
 from jacjobs.planning.options import ClusterOptions
 from jacjobs.run.address import check_address, unreachable
 from jacjobs.run.cluster.causes import cause_of
-from jacjobs.run.resources import gpus_of
+from jacjobs.run.resources import workers_on
 from jacjobs.run.roster import IN_FLIGHT
 
 SMALLEST_STORE_BYTES = 128 << 20
@@ -106,7 +106,7 @@ def place(options: ClusterOptions) -> Placement:
             expected="a number: the cluster starts nodes when they are asked for, and has none now",
             do="--set cluster.gpus_per_worker=1 asks for nodes with GPUs; cluster.workers says how many",
         )
-    gpus = gpus_of(options.gpus_per_worker, there=bool(there.get("GPU") or coming.get("GPU")))
+    gpus = options.gpus_each(there=bool(there.get("GPU") or coming.get("GPU")))
     fit = room(options.cpus_per_worker, gpus)
     workers = fit if options.workers == "auto" else options.workers
     if workers < 1 or (workers > fit and not grows):
@@ -125,21 +125,17 @@ def room(cpus: int, gpus: float) -> int:
     """For how many workers: node by node, since none spans two. Where nodes come when they are asked for: as
     many as the cluster says that it may grow to, or else twice those that there are. Who waits is the asking.
     """
-    each = {"CPU": float(cpus), "GPU": gpus}
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
-    fit = sum(_fit(node, each) for node in nodes)
+    fit = sum(_fit(node, cpus, gpus) for node in nodes)
     limits = _limits()
     if limits:
-        return max(fit, _fit(limits, each))
+        return max(fit, _fit(limits, cpus, gpus))
     return max(1, 2 * fit) if _grows() else fit
 
 
-def _fit(there: dict[str, float], each: dict[str, float]) -> int:
-    """A part of a GPU is of one GPU."""
-    whole = min(int(there.get(kind, 0) / amount) for kind, amount in each.items() if amount)
-    if 0 < each["GPU"] < 1:
-        return min(whole, int(there.get("GPU", 0)) * int(1 / each["GPU"]))
-    return whole
+def _fit(there: dict[str, float], cpus: int, gpus: float) -> int:
+    fit = int(there.get("CPU", 0) / cpus)
+    return min(fit, workers_on(there.get("GPU", 0), gpus)) if gpus else fit
 
 
 def _limits() -> dict[str, float]:

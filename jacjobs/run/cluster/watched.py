@@ -40,7 +40,6 @@ class CoordinatorActor:
             workers=placement.workers,
             observer=RunMetrics(record.run, record.name),
         )
-
         self._path = path
         self._outcome: Manifest | JacjobsError | None = None
 

@@ -100,7 +100,7 @@ def _document(target: str, install: list[str], content: dict[str, Any]) -> str:
 
 def _cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
     cluster = job.spec.cluster
-    gpus = cluster.gpus_per_worker if cluster.gpus_per_worker != "auto" else 0
+    gpus = cluster.gpus_each(there=False)
     if cluster.workers == "auto":  # as many CPUs as the node lets it have
         container = _container(job, pods, "jacjobs", None, math.ceil(gpus))
     else:
@@ -156,7 +156,7 @@ def _ray_cron_job(name: str, job: ScheduledJob, pods: Pods) -> dict[str, Any]:
     """The driver is on the head, which computes nothing; each worker has a pod of its own."""
     cluster = job.spec.cluster
     workers = cluster.workers if cluster.workers != "auto" else 1
-    gpus = cluster.gpus_per_worker if cluster.gpus_per_worker != "auto" else 0
+    gpus = cluster.gpus_each(there=False)
     head = _container(job, pods, "ray-head", 1, 0)
     worker = _container(job, pods, "ray-worker", cluster.cpus_per_worker, math.ceil(gpus))
     zone = {} if job.schedule.timezone == "UTC" else {"timeZone": job.schedule.timezone}

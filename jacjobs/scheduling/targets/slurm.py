@@ -55,8 +55,8 @@ def _script(name: str, job: ScheduledJob, here: Here, nodes: int) -> str:
         cpus = workers * cluster.cpus_per_worker
         options.append(f"--cpus-per-task={cpus}")
         ray.append(f"--num-cpus={cpus}")
-        if cluster.gpus_per_worker != "auto" and cluster.gpus_per_worker:
-            gpus = math.ceil(workers * cluster.gpus_per_worker)
+        gpus = math.ceil(workers * cluster.gpus_each(there=False))
+        if gpus:
             options.append(f"--gpus-per-node={gpus}")
             ray.append(f"--num-gpus={gpus}")
     lines = [

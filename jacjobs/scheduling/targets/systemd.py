@@ -86,7 +86,7 @@ def _service(job: ScheduledJob, here: Here, top: list[str]) -> str:
         "# 77: skipped. 75: stopped, and it goes on in a minute; `systemctl stop` stops it for good.",
         "# KillMode: only jacjobs is asked to stop, and it stops Ray. Type: a oneshot cannot restart on 75.",
         "[Unit]",
-        f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
+        _description(job),
         "",
         "[Service]",
         "Type=exec",
@@ -106,7 +106,7 @@ def _timer(job: ScheduledJob, top: list[str]) -> str:
         *top,
         f"# cron: {job.schedule.expression}",
         "[Unit]",
-        f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}",
+        _description(job),
         "",
         "[Timer]",
         *(f"OnCalendar={event}" for event in on_calendar(job.schedule)),
@@ -117,6 +117,10 @@ def _timer(job: ScheduledJob, top: list[str]) -> str:
         "WantedBy=timers.target",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _description(job: ScheduledJob) -> str:
+    return f"Description={_escaped(' '.join(f'jacjobs {job.name}'.split()))}"
 
 
 def _escaped(text: str) -> str:
