@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import threading
 import traceback
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,12 @@ from jacjobs.functions import GradientOf, OfParameters
 from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
 
 InDims = int | None | Sequence[Any]
+
+ALONE = threading.RLock()
+"""For what torch has one of in a process, and threads must take turns at: the level of dual numbers, and the
+generators. Two runs that go on in threads of one process would else get wrong tangents, or each other's
+random numbers.
+"""
 
 
 class Problem:
@@ -251,7 +258,7 @@ class Problem:
                 yield
                 return
             devices = {leaf.device for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_cuda}
-            with torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
+            with ALONE, torch.random.fork_rng(devices=[device.index or 0 for device in devices]):
                 torch.manual_seed(self.seed)
                 yield
 

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 from jacjobs.autodiff.graph import repeated, tiled
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
-from jacjobs.problem import Problem
+from jacjobs.problem import ALONE, Problem
 from jacjobs.shape import Rectangle
 
 
@@ -52,7 +52,7 @@ class JvpLoop(Strategy):
             inputs = [leaves[index] for index in problem.wanted]
             for column in range(block.column_start, block.column_stop):
                 tangents = [seed[0] for seed in make(seeds, column, column + 1, inputs)]
-                with forward_ad.dual_level():
+                with ALONE, forward_ad.dual_level():
                     outputs = problem.call_one(_dual(leaves, problem.wanted, tangents))
                     columns = [_tangent(output).reshape(1, 1, -1) for output in outputs]
                 yield Chunk(slice(point, point + 1), slice(column, column + 1), columns)
@@ -84,7 +84,7 @@ class JvpRepeat(Strategy):
                 copies, carried = repeated(problem, start, stop, last - first)
                 leaves = _primals(copies, problem.wanted, create_graph)
                 seed = make(seeds, first, last, [leaves[index][0] for index in problem.wanted])
-                with forward_ad.dual_level():
+                with ALONE, forward_ad.dual_level():
                     duals = _dual(leaves, problem.wanted, [tiled(part, stop - start) for part in seed])
                     outputs = problem.call_batch(duals, carried)
                     columns = [_tangent(output).reshape(stop - start, last - first, -1) for output in outputs]
@@ -148,7 +148,8 @@ class JvpVmap(Strategy):
             columns: list[Tensor] = torch.func.jvp(of_wanted, primals, tangent)[1]
             return columns
 
-        made: list[Tensor] = torch.func.vmap(column, randomness=problem.randomness)(*tangents)
+        with ALONE:
+            made: list[Tensor] = torch.func.vmap(column, randomness=problem.randomness)(*tangents)
         return made
 
 

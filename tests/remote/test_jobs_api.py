@@ -211,7 +211,8 @@ def test_a_cluster_that_lacks_what_jacjobs_needs(sent: Sent, tmp_path: Path) -> 
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     package = next(Path(p) for p in sys.path if (Path(p) / "packaging").is_dir())
     target = environment / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
-    shutil.copytree(package / "packaging", target / "packaging")
+    for part in (package / "packaging", *package.glob("packaging-*.dist-info")):
+        shutil.copytree(part, target / part.name)
     shipment = pack(read_job(sent.file, []), sent.file, tmp_path / "stage")
     done = subprocess.run(
         [str(environment / "bin" / "python"), *shipment.entrypoint.split()[1:]],
