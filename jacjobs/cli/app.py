@@ -144,13 +144,13 @@ def tune(
 ) -> None:
     """Measure memory and speed against the chunk: a table, a CSV, a picture."""
     from jacjobs.api import measure_job
-    from jacjobs.cli import plots
+    from jacjobs.cli.plots.tradeoff import tradeoff
 
     planned = built(at_latest(spec_of(job, overrides, memory=memory)), job)
     measured, made = measure_job(planned, seconds)
     out.mkdir(parents=True, exist_ok=True)
     render.write_csv(out / "tune.csv", [asdict(reading) for reading in measured])
-    plots.tradeoff(measured, made, planned.name, out / "tune.png")
+    tradeoff(measured, made, planned.name, out / "tune.png")
     if as_json:
         render.print_json([asdict(reading) for reading in measured])
         return

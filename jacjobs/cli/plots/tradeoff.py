@@ -1,4 +1,4 @@
-"""Pictures. The only file that imports matplotlib, an extra: `pip install 'jacjobs[plot]'`."""
+"""The picture of `jacjobs tune`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacjobs.errors import InputError
+from jacjobs.cli.plots.canvas import BLUE, DPI, GREEN, VERMILION, count_axis, new_figure, ticker
 
 if TYPE_CHECKING:
     from jacjobs.planning.planner import Plan
     from jacjobs.run.tradeoff import Reading
 
-# Okabe and Ito's colours, which most people with colour-blindness tell apart; line and marker say it again.
-COLOURS = {"vjp": "#0072B2", "jvp": "#D55E00", "double-vjp": "#009E73"}
+COLOURS = {"vjp": BLUE, "jvp": VERMILION, "double-vjp": GREEN}
 LINES = {"vmap": "-", "repeat": "--", "loop": ":"}
 MARKERS = {"vmap": "o", "repeat": "s", "loop": "D"}
 MIB = 1 << 20
@@ -25,8 +24,8 @@ def tradeoff(readings: Sequence[Reading], plan: Plan, name: str, path: Path) -> 
 
     Raises InputError where matplotlib is missing.
     """
-    pyplot, ticker = _matplotlib()
-    figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(12, 5.4), sharex=True)
+    figure = new_figure(12, 5.4)
+    speed, memory = figure.subplots(1, 2, sharex=True)
     for strategy in dict.fromkeys(reading.strategy for reading in readings):
         own = sorted((r for r in readings if r.strategy == strategy), key=lambda r: r.chunk)
         product, batching = strategy.split("/")
@@ -54,16 +53,14 @@ def tradeoff(readings: Sequence[Reading], plan: Plan, name: str, path: Path) -> 
         axes.set_xlabel("chunk: products made at once")
         axes.grid(which="major", color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
-        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
-    speed.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        count_axis(axes.xaxis)
+        count_axis(axes.yaxis)
+    speed.yaxis.set_major_locator(ticker().LogLocator(subs=(1, 2, 5)))
     title = f"{name}: J is {plan.shape}; {plan.resources.device.name}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.legend(*speed.get_legend_handles_labels(), loc="lower center", ncol=5, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    figure.savefig(path, dpi=DPI)
 
 
 def _ring(speed: Any, memory: Any, own: list[Reading], plan: Plan) -> None:
@@ -73,17 +70,3 @@ def _ring(speed: Any, memory: Any, own: list[Reading], plan: Plan) -> None:
     label = f"chosen: {plan.strategy}, {plan.chunk:,}"
     speed.scatter([near.chunk], [near.entries_a_second / 1e6], label=label, **ring)
     memory.scatter([near.chunk], [near.measured_bytes / MIB], **ring)
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    """matplotlib's pyplot and ticker, for files only: no window is opened."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError.about(
-            "pictures", got="no matplotlib", expected="it installed", do="pip install 'jacjobs[plot]'"
-        ) from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    return pyplot, ticker

@@ -1,0 +1,1 @@
+"""Pictures: of `tune`, `show` and `report`."""
