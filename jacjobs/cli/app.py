@@ -324,15 +324,34 @@ def list_runs(
 
 
 @app.command(rich_help_panel=READ)
-def show(run: RunPath, as_json: AsJson = False) -> None:
-    """Show what a run holds: shape, segments, norm and extremes."""
-    from jacjobs.store.reader import open_run
+def show(
+    run: RunPath,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw J, its norms and its singular values.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run holds: shape, segments, norms, extremes, effective rank; a picture of J.
 
-    summary = open_run(run).summary()
+    Reads all of J, streamed: memory stays small. One that is too large to be
+    decomposed is read some ten times, for its largest singular values.
+    """
+    from jacjobs.store.reader import open_run
+    from jacjobs.store.summary import figures_of, summary_of
+
+    J = open_run(run)
+    portrait, spectrum = figures_of(J)
+    summary = summary_of(J, portrait, spectrum)
     if as_json:
         render.print_json(summary)
     else:
         render.summary(summary)
+    if plot is not None:
+        from jacjobs.cli.plots.canvas import save
+        from jacjobs.cli.plots.portrait import draw
+
+        save(draw(J, portrait, spectrum), plot)
+        render.note(f"\n{plot}")
 
 
 @app.command(rich_help_panel=READ)

@@ -209,13 +209,42 @@ def summary(content: dict[str, Any]) -> None:
         for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
             shape = tuple(segment["shape"])
             text = f"{segment['name']} {segment['start']:,}:{segment['stop']:,}, shape {shape}"
+            text += f", norm {segment['norm']:.4g}" if content["entries"] else ""
             rows.append((title if index == 0 else "", text))
         if len(segments) > SEGMENTS_SHOWN:
             rows.append(("", f"… and {len(segments) - SEGMENTS_SHOWN:,} more"))
     if content["entries"]:
-        rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
-        rows.append(("entries", f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"))
+        rows += _figures(content)
     print_rows(rows)
+
+
+def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """Norms, extremes and singular values."""
+    P, m, n = content["shape"]
+    extremes = f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"
+    if content["largest"] is not None:
+        extremes += "; largest at J[{:,}, {:,}, {:,}]".format(*content["largest"])
+    rows = [("entries", extremes)]
+    if content["nonfinite"]:
+        rows.append(("", f"{content['nonfinite']:,} are NaN or infinite; all figures are of the others"))
+    rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
+    for name, size in (("point", P), ("row", m), ("column", n)):
+        if size > 1:
+            norms = content[f"{name}_norms"]
+            text = "norms {min:.4g} to {max:.4g}, median {median:.4g}; largest: {largest:,}".format(**norms)
+            rows.append((f"{name}s", text))
+    spectrum = content.get("singular_values")
+    if spectrum is None:
+        return rows
+    values, rank = spectrum["values"], spectrum["effective_rank"]
+    if values:
+        which = "all" if spectrum["complete"] else "the largest"
+        rows.append(("singular values", f"{values[0]:.6g} to {values[-1]:.4g}, {which} {len(values):,}"))
+    else:
+        rows.append(("singular values", "too close to each other to tell the largest"))
+    if rank is not None:
+        rows.append(("effective rank", f"{rank:,.4g} of {min(P * m, n):,} (squared norm / squared largest)"))
+    return rows
 
 
 def status(found: Status) -> None:

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from jacjobs.store.selection import Axis, Overlap, Wanted
 
 _limit: tuple[threading.Lock, list[Any]] = (threading.Lock(), [])
 _Kernel = Callable[[Overlap, NDArray[Any]], NDArray[Any]]
+_Result = TypeVar("_Result")
+Place = tuple[slice, slice, slice]
+"""Points, rows and columns."""
 
 
 @contextmanager
@@ -107,6 +110,31 @@ class Source:
 
     # -- with itself ---------------------------------------------------------------------------------------
 
+    def matrix(self) -> NDArray[Any]:
+        """All of it in memory, the rows of all points stacked: (P·m, n)."""
+        J = self._read(self._wanted)
+        J = J if self._by_rows else J.transpose(0, 2, 1)
+        stacked: NDArray[Any] = J.reshape(-1, J.shape[2])
+        return stacked
+
+    def squared(self, v: NDArray[Any]) -> NDArray[Any]:
+        """Jᵀ J v of all points' rows, stacked: v of shape (n,) or (n, k), the result (n, k), in float64.
+
+        One pass where a record is a whole row, else two. Products are made in the precision of J.
+        """
+        v = np.asarray(v).astype(self._dtype).reshape(1, len(v), -1)
+
+        def kernel(_: Overlap, values: NDArray[Any]) -> NDArray[Any]:
+            made: NDArray[Any] = np.matmul(values.transpose(0, 2, 1), np.matmul(values, v))
+            return made
+
+        if self._by_rows and self._parts.stripe is None:
+            total = self._summed(kernel, v.shape[1], v, True, axis=2)
+        else:
+            total = self.by_rows(self.by_columns(v, total=False), total=True)
+        squared: NDArray[Any] = total[0].astype(np.float64, copy=False)
+        return squared
+
     def gram(self, memory_bytes: int) -> NDArray[Any]:
         """J Jᵀ of all points' rows, stacked: (P·m, P·m)."""
         if not self._by_rows:
@@ -185,29 +213,20 @@ class Source:
             start += points * some
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    # -- extremes ------------------------------------------------------------------------------------------
+    # -- pieces --------------------------------------------------------------------------------------------
 
-    def extremes(self) -> dict[str, float]:
-        """Of the entries that are there: their number, norm, least, greatest, and the part that is zero."""
+    def pieces(self, look: Callable[[Place, NDArray[Any]], _Result]) -> Iterator[_Result]:
+        """`look` at all entries that are there, a piece at a time, in threads; what it says comes in the
+        order of the records. It is given where the piece is, and its entries: (points, rows, columns).
+        """
 
-        def work(_: Overlap, some: NDArray[Any]) -> tuple[int, int, float, float, float]:
-            exact = np.square(some, dtype=np.float64)
-            zeros = some.size - int(np.count_nonzero(some))
-            return some.size, zeros, float(exact.sum()), float(some.min()), float(some.max())
+        def work(overlap: Overlap, values: NDArray[Any]) -> _Result:
+            points, lines, positions = overlap.there
+            if self._by_rows:
+                return look((points, lines, positions), values)
+            return look((points, positions, lines), values.transpose(0, 2, 1))
 
-        entries, zeros, squares, low, high = 0, 0, 0.0, np.inf, -np.inf
-        for size, none, square, least, greatest in self._parts.each(self._wanted, work):
-            entries, zeros, squares = entries + size, zeros + none, squares + square
-            low, high = np.fmin(low, least), np.fmax(high, greatest)
-        if not entries:
-            return {"entries": 0}
-        return {
-            "entries": entries,
-            "norm": float(np.sqrt(squares)),
-            "min": float(low),
-            "max": float(high),
-            "zeros": zeros / entries,
-        }
+        return self._parts.each(self._wanted, work)
 
     # -- within --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow.dataset
     import torch
 
+    from jacjobs.store.attempt import Attempt
+    from jacjobs.store.portrait import Portrait
+    from jacjobs.store.spectrum import Spectrum
+
 MEMORY_BYTES = 256 << 20
 """What products of J with itself may take for it, beside the result."""
 
@@ -120,6 +124,17 @@ class JacobianDataset:
     def missing(self) -> list[Rectangle]:
         """What the run had not written when the dataset was opened."""
         return list(self._parts.missing)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of its files."""
+        sizes = self._folder.place.files()
+        return sum(sizes.get(name, 0) for name in self.part_names)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """How it was computed: every submit and resume that left a record, in their order."""
+        return self._folder.attempts(self._manifest)
 
     @property
     def part_names(self) -> list[str]:
@@ -273,33 +288,30 @@ class JacobianDataset:
         self._parts.check(self.part_names)
         return ray_dataset(self._folder.place, self.part_names)
 
-    # -- what `jacjobs show` says --------------------------------------------------------------------------
+    # -- what it looks like --------------------------------------------------------------------------------
+
+    def portrait(self) -> Portrait:
+        """Norms, extremes, zeros, and the largest absolute value in each of a few hundred thousand cells: one
+        pass over what is there, in bounded memory.
+        """
+        from jacjobs.store.portrait import portrait_of
+
+        return portrait_of(self._source(), self.shape)
+
+    def singular_values(self) -> Spectrum:
+        """Of the (P·m) × n matrix of all points' rows: all if it is small, else the largest, streamed.
+
+        Raises StoreError where some of J is not there yet, ValueError where it is not finite.
+        """
+        from jacjobs.store.spectrum import spectrum_of
+
+        return spectrum_of(self._source(), self.shape)
 
     def summary(self) -> dict[str, Any]:
-        """What `jacjobs show` says, as plain data. Reads J once, a batch at a time: memory stays bounded."""
-        record = self.record
-        sizes = self._folder.place.files()
-        content: dict[str, Any] = {
-            "name": record.name,
-            "path": self.path,
-            "state": "complete" if self.complete else "incomplete",
-            "missing": [str(rectangle) for rectangle in self.missing],
-            "shape": list(self.shape),
-            "dtype": record.shape.dtype,
-            "origin": record.shape.origin or record.shape.dtype,
-            "layout": record.layout,
-            "outputs": [segment.model_dump(mode="json") for segment in self.outputs],
-            "inputs": [segment.model_dump(mode="json") for segment in self.inputs],
-            "strategy": record.plan["strategy"],
-            "chunk": record.plan["chunk"],
-            "compression": record.plan["compression"],
-            "torch": record.versions.get("torch", "unknown"),
-            "checks": None if self.manifest is None else self.manifest.checks,
-            "parts": len(self.part_names),
-            "bytes": sum(sizes.get(name, 0) for name in self.part_names),
-            "attempts": [each.model_dump(mode="json") for each in self._folder.attempts(self.manifest)],
-        }
-        return {**content, **self._source().extremes()}
+        """What `jacjobs show` says, as plain data."""
+        from jacjobs.store.summary import figures_of, summary_of
+
+        return summary_of(self, *figures_of(self))
 
     # -- within --------------------------------------------------------------------------------------------
 

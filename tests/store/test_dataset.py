@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from jacjobs.errors import InputError, StoreError
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
-from jacjobs.run.assembler import Assembler, part_format
-from jacjobs.run.messages import BlockId
-from jacjobs.shape import Layout, Rectangle
+from jacjobs.run.assembler import part_format
+from jacjobs.shape import Rectangle
 from jacjobs.store.folder import RunFolder
 from jacjobs.store.parts import Parts
 from jacjobs.store.reader import JacobianDataset, open_run
@@ -24,66 +23,7 @@ from jacjobs.store.schema import part_name, part_rectangle
 from jacjobs.store.spill import SPILLS
 from jacjobs.store.verify import verify_run
 from jacjobs.store.writer import PartWriter
-from tests.store.datasets import METADATA, finish, make_run, plan_of
-
-
-def write(folder: RunFolder, plan: Plan, J: np.ndarray, order: np.random.Generator | None = None) -> None:
-    """Cut J into the plan's blocks and have them assembled, in any order; then finish the run."""
-    assembler, tiling = Assembler(folder.uri, plan, METADATA), plan.tiling
-    blocks = [BlockId(b, i) for b in range(tiling.bundles) for i in range(tiling.blocks_in(b))]
-    if order is not None:
-        order.shuffle(blocks)
-    for bundle, position in blocks:
-        r = tiling.block(bundle, position)
-        block = J[r.slices]
-        lines = block if plan.layout == "rows" else block.transpose(0, 2, 1)
-        assembler.absorb(BlockId(bundle, position), np.ascontiguousarray(lines))
-    if tiling.spills:
-        for part in range(tiling.parts):
-            assembler.transpose(part)
-        for point in range(tiling.points):
-            assembler.sweep(point)
-    finish(folder, plan)
-
-
-@st.composite
-def plans(draw: st.DrawFn) -> Plan:
-    """Any shape, layout, tiling (of lines, or across them, assembled in memory or from spills), stripe."""
-    points, rows, columns = (draw(st.integers(1, 6)) for _ in range(3))
-    layout: Layout = draw(st.sampled_from(["rows", "columns"]))
-    lines, length = (rows, columns) if layout == "rows" else (columns, rows)
-    crossed, spills = draw(st.booleans()), draw(st.booleans())
-    block_lines, block_width = draw(st.integers(1, lines)), draw(st.integers(1, length))
-    if crossed:  # a block of a split matrix has all lines
-        split = block_width < length
-        block_lines, spills = lines, spills and split
-        block_points = 1 if split else draw(st.integers(1, 3))
-        part_points = 1 if spills else block_points * draw(st.integers(1, 2))
-        part_lines = draw(st.integers(1, lines)) if spills else lines
-    else:
-        block_width, spills = length, False
-        block_points = draw(st.integers(1, 3)) if block_lines == lines else 1
-        part_points = block_points * draw(st.integers(1, 2)) if block_lines == lines else 1
-        part_lines = lines if part_points > 1 else min(lines, block_lines * draw(st.integers(1, 3)))
-    tiling = Tiling(
-        points=points,
-        rows=rows,
-        columns=columns,
-        layout=layout,
-        part_points=part_points,
-        part_lines=part_lines,
-        block_points=block_points,
-        block_rows=block_lines if layout == "rows" else block_width,
-        block_columns=block_width if layout == "rows" else block_lines,
-        spill_blocks=draw(st.integers(1, 3)) if spills else 0,
-    )
-    return plan_of(
-        tiling,
-        dtype=draw(st.sampled_from(["float16", "float32", "float64"])),
-        compression=draw(st.sampled_from(["none", "zstd", "lz4"])),
-        stripe=draw(st.sampled_from([None, *range(1, length)])),
-        group_records=draw(st.integers(1, 7)),
-    )
+from tests.store.datasets import METADATA, make_run, plan_of, plans, write
 
 
 def axis_index(size: int) -> st.SearchStrategy[Any]:

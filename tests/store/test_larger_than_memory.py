@@ -17,8 +17,8 @@ from jacjobs.shape import JacobianShape
 from tests.store.datasets import METADATA, finish, make_run, plan_of
 
 MIB = 1 << 20
-ROWS, COLUMNS = 131_072, 4096
-LIMIT_MIB = 512
+ROWS, COLUMNS = 262_144, 4096
+LIMIT_MIB = 1024
 S = np.array([5.0, 3.0, 1.0])
 """The singular values: J = U diag(S) Vᵀ, with cosines in U and V."""
 
@@ -51,7 +51,7 @@ def run_limited(code: str, limit_mib: int, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 GiB of float32, of rank 3."""
+    """4 GiB of float32, of rank 3."""
     shape = JacobianShape(points=1, rows=ROWS, columns=COLUMNS, dtype="float32", outputs=(), inputs=())
     tiling = tile(shape, 64)
     plan = plan_of(tiling, group_records=records_in_a_group(COLUMNS, 4))
@@ -99,6 +99,31 @@ def test_svds_and_lsqr_on_a_j_four_times_larger_than_the_memory(large: Path, tmp
     np.testing.assert_allclose(found, least_norm, atol=1e-4 * np.abs(least_norm).max())
 
 
+SHOWN = """
+import sys, resource
+from jacjobs.cli.app import main
+sys.argv = ["jacjobs", "show", sys.argv[1], "--plot", sys.argv[2]]
+try:
+    main()
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "MiB")
+"""
+
+
+@pytest.mark.timeout(300)
+def test_show_draws_4_gib_within_1_gib(large: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "J.png"
+    printed = run_limited(SHOWN, LIMIT_MIB, str(large), str(picture))
+    table = {line[:17].strip(): line[17:].strip() for line in printed.splitlines()}
+    assert table["Frobenius norm"] == f"{np.linalg.norm(S):.6g}"
+    assert table["singular values"] == "5 to 1, the largest 3"
+    assert table["effective rank"].startswith(f"{35 / 25:.4g} of 4,096")
+    peak_mib = int(printed.splitlines()[-1].split()[1])
+    print(f"peak of all that is resident: {peak_mib} MiB")
+    assert peak_mib < 1024
+    assert picture.stat().st_size > 10_000
+
+
 ASSEMBLED = """
 import sys, numpy as np
 from pathlib import Path
@@ -122,7 +147,7 @@ print(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.st
 @pytest.mark.timeout(300)
 def test_forward_mode_to_rows_is_transposed_within_a_bound(tmp_path: Path) -> None:
     """1 GiB of columns becomes rows in a process that never holds 300 MiB, itself and a block included."""
-    rows = ROWS // 2
+    rows = ROWS // 4
     shape = JacobianShape(points=1, rows=rows, columns=COLUMNS, dtype="float32", outputs=(), inputs=())
     tiling = tile(shape, 64, by_columns=True)
     assert tiling.spills

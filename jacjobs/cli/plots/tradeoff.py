@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacjobs.cli.plots.canvas import BLUE, DPI, GREEN, VERMILION, count_axis, new_figure, ticker
+from jacjobs.cli.plots.canvas import BLUE, GREEN, VERMILION, count_axis, new_figure, save, ticker
 
 if TYPE_CHECKING:
     from jacjobs.planning.planner import Plan
@@ -60,7 +60,7 @@ def tradeoff(readings: Sequence[Reading], plan: Plan, name: str, path: Path) -> 
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     figure.legend(*speed.get_legend_handles_labels(), loc="lower center", ncol=5, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.09, 1, 1))
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
 
 
 def _ring(speed: Any, memory: Any, own: list[Reading], plan: Plan) -> None:

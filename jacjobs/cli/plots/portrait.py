@@ -1,0 +1,344 @@
+"""The picture of `jacjobs show --plot`: where J is large and where it is zero, norms, singular values, and,
+where the input is an image, rows of J as images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jacjobs.cli.plots.canvas import BLUE, VERMILION, count_axis, log_axis, new_figure, ticker
+
+if TYPE_CHECKING:
+    from jacjobs.shape import Segment
+    from jacjobs.store.portrait import Portrait
+    from jacjobs.store.reader import JacobianDataset
+    from jacjobs.store.spectrum import Spectrum
+
+WIDTH = 12.0
+"""Inches."""
+MAP_HEIGHT, CURVES_HEIGHT, IMAGE_HEIGHT, GAP = 6.4, 2.9, 1.25, 0.3
+LEFT, RIGHT = 0.08, 0.97
+"""Of all axes, in fractions of the width."""
+DECADES = 12
+"""Of the colours, at most: what is smaller has the colour of the smallest."""
+ZERO, NONFINITE, MISSING = "#dddddd", VERMILION, "white"
+IMAGES, IMAGE_POINTS = 10, 3
+SMALLEST_IMAGE, MOST_CHANNELS = 4, 4
+CHARACTER = 0.075
+"""Inches that a character of a label takes."""
+
+
+def draw(J: JacobianDataset, figures: Portrait, spectrum: Spectrum | None) -> Any:
+    """A matplotlib figure of 1,200 pixels' width. Raises InputError where matplotlib is missing."""
+    images = [] if J.missing else _images(J)
+    if spectrum is not None and np.count_nonzero(spectrum.values) < 2:
+        spectrum = None
+    rows = [MAP_HEIGHT]
+    if spectrum is not None or J.points > 1:
+        rows.append(CURVES_HEIGHT)
+    if images:
+        rows.append(IMAGE_HEIGHT * len(images) + 0.2)
+    height = sum(rows) + GAP * len(rows) + 0.5
+    figure = new_figure(WIDTH, height)
+    P, m, n = J.shape
+    figure.text(
+        LEFT, 1 - 0.12 / height, f"{J.record.name}: J is {P:,} × {m:,} × {n:,} {J.dtype}", va="top", size=13
+    )
+    tops = np.cumsum([0.5, *(row + GAP for row in rows)])
+
+    def place(row: int, left: float, right: float, top: float = 0.0, bottom: float = 0.0) -> Any:
+        """Axes in a row of the figure: fractions of its width, inches from its top and bottom."""
+        low = tops[row] + rows[row] - bottom
+        return figure.add_axes((left, 1 - low / height, right - left, (low - tops[row] - top) / height))
+
+    _map(place, J, figures)
+    if len(rows) > 1 and rows[1] == CURVES_HEIGHT:
+        split = 0.51 if J.points > 1 else RIGHT
+        if spectrum is not None:
+            _spectrum(place(1, LEFT, split, 0.25, 0.55), J, spectrum)
+        if J.points > 1:
+            _points(place(1, LEFT if spectrum is None else 0.59, RIGHT, 0.25, 0.55), figures)
+    if images:
+        _draw_images(figure, tops[-2], height, images)
+    return figure
+
+
+# -- the matrix --------------------------------------------------------------------------------------------
+
+
+def _map(place: Any, J: JacobianDataset, figures: Portrait) -> None:
+    """The largest |J| in each cell, with the norms of columns above and of rows beside it."""
+    from matplotlib.colors import ListedColormap, LogNorm
+
+    P, m, n = J.shape
+    down = P * m if figures.stacked else m
+    row_norms: NDArray[np.float64] | None = figures.row_norms
+    if figures.stacked and P > 1:
+        row_norms = figures.point_norms if m == 1 else None
+    right = 0.9 if row_norms is None else 0.8
+    main = place(0, LEFT, right, 0.95, 0.6)
+    above = place(0, LEFT, right, 0.25, MAP_HEIGHT - 0.85)
+    cells = figures.cells
+    sizes = cells[np.isfinite(cells) & (cells > 0)]
+    extent = (-0.5, n - 0.5, down - 0.5, -0.5)
+    for colour, where in (
+        (ZERO, cells == 0),
+        (NONFINITE, np.isinf(cells)),
+    ):
+        mask = np.ma.masked_where(~where, np.ones_like(cells))
+        main.imshow(
+            mask, cmap=ListedColormap([colour]), extent=extent, aspect="auto", interpolation="nearest"
+        )
+    if sizes.size:
+        high = float(sizes.max())
+        low = max(float(sizes.min()), high * 10.0**-DECADES)
+        norm = LogNorm(low if low < high else high / 10, high)
+        shown = np.ma.masked_where(~(np.isfinite(cells) & (cells > 0)), cells)
+        image = main.imshow(
+            shown, cmap="viridis", norm=norm, extent=extent, aspect="auto", interpolation="nearest"
+        )
+        bar = main.figure.colorbar(
+            image, cax=place(0, 0.92, 0.935, 0.95, 0.6), extend="min" if sizes.min() < low else "neither"
+        )
+        bar.outline.set_visible(False)
+        log_axis(bar.ax.yaxis)
+    main.set_xlim(-0.5, n - 0.5)
+    main.set_ylim(down - 0.5, -0.5)
+    if m == 1 and P > 1:
+        main.set_ylabel("point", fontsize=10)
+    elif down > m or len(J.outputs) == 1:
+        _label(main.set_ylabel, "row", J.outputs, ", one point below the other" if down > m else "")
+    _label(main.set_xlabel, "column", J.inputs)
+    _whole(main.xaxis)
+    _whole(main.yaxis)
+    _mark(main, J.inputs, horizontal=True)
+    if down == m:
+        _mark(main, J.outputs, horizontal=False)
+    elif P <= 40 and m > 1:
+        for point in range(1, P):
+            main.axhline(point * m - 0.5, color="white", linewidth=0.6)
+    some = "of all points" if P > 1 and not figures.stacked else ""
+    legend = [
+        f"{name}: {meaning}"
+        for name, meaning, there in (
+            ("grey", "exactly zero", (cells == 0).any()),
+            ("red", "NaN or infinite", np.isinf(cells).any()),
+            ("white", "not there yet", np.isnan(cells).any()),
+        )
+        if there
+    ]
+    squeezed = (down, n) != cells.shape
+    cell = (
+        f"largest |entry| {some} in each of {cells.shape[0]:,} × {cells.shape[1]:,} cells"
+        if squeezed
+        else (f"|entry|, the largest {some}" if some else "|entry|")
+    )
+    above.set_title("; ".join([cell.replace("  ", " "), *legend]), loc="left", fontsize=10, pad=8)
+    _strip(above, figures.column_norms, horizontal=True)
+    if row_norms is not None:
+        _strip(place(0, right + 0.012, 0.89, 0.95, 0.6), row_norms, horizontal=False)
+
+
+def _strip(axes: Any, norms: NDArray[np.float64], *, horizontal: bool) -> None:
+    """Norms along an edge of the map; of many, the least and the greatest of each few."""
+    size = len(norms)
+    cuts = np.unique(np.linspace(0, size, 481).astype(int))
+    low, high = np.minimum.reduceat(norms, cuts[:-1]), np.maximum.reduceat(norms, cuts[:-1])
+    positive = norms[(norms > 0) & np.isfinite(norms)]
+    ends = (positive.min(), positive.max()) if positive.size else (0.1, 1.0)
+    edges = cuts - 0.5
+    again = [np.append(values, values[-1]).clip(ends[0] / 2, ends[1] * 2) for values in (low, high)]
+    fill = axes.fill_between if horizontal else axes.fill_betweenx
+    fill(edges, *again, step="post", color=BLUE, linewidth=0.8)
+    value, along = (axes.yaxis, axes.xaxis) if horizontal else (axes.xaxis, axes.yaxis)
+    (axes.set_yscale if horizontal else axes.set_xscale)("log")
+    (axes.set_xlim if horizontal else axes.set_ylim)(
+        *((-0.5, size - 0.5) if horizontal else (size - 0.5, -0.5))
+    )
+    (axes.set_ylabel if horizontal else axes.set_xlabel)("norm", fontsize=9)
+    value.set_minor_locator(ticker().NullLocator())
+    value.set_major_locator(ticker().FixedLocator(ends if ends[1] > 1.01 * ends[0] else ends[:1]))
+    value.set_major_formatter(
+        ticker().FuncFormatter(lambda number, _: f"{number:,.3g}" if number < 1000 else f"{number:.1e}")
+    )
+    value.set_tick_params(labelsize=8, labelrotation=0 if horizontal else 90)
+    along.set_ticks([])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _whole(axis: Any) -> None:
+    """Ticks at whole numbers."""
+    count_axis(axis)
+    axis.set_major_locator(ticker().MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _label(set_label: Any, axis: str, segments: Sequence[Segment], more: str = "") -> None:
+    alone = len(segments) == 1
+    if alone and segments[0].size > 1:
+        shape = " × ".join(f"{size:,}" for size in segments[0].shape)
+        axis += f" of {_short(segments[0].name, 40)}" + (f" ({shape})" if len(segments[0].shape) > 1 else "")
+    set_label(axis + more, fontsize=10, labelpad=2 if alone or more else 16)
+
+
+def _mark(axes: Any, segments: Sequence[Segment], *, horizontal: bool) -> None:
+    """Lines between segments, and the names of as many as there is room for, the longest segments first."""
+    if len(segments) < 2:
+        return
+    size = segments[-1].stop
+    box = axes.get_position()
+    width, height = axes.figure.get_size_inches()
+    inches = box.width * width if horizontal else box.height * height
+    taken: list[tuple[float, float]] = []
+    for segment in sorted(segments, key=lambda s: -s.size):
+        if segment.start and len(segments) <= inches * 20:
+            line = axes.axvline if horizontal else axes.axhline
+            line(segment.start - 0.5, color="white", linewidth=0.8)
+            line(segment.start - 0.5, color="black", linewidth=0.4)
+        middle = (segment.start + segment.stop - 1) / 2
+        name = _short(segment.name, 30)
+        half = (len(name) + 2) * CHARACTER / 2 * size / inches
+        low, high = middle - half, middle + half
+        if low < -half or high > size + half or any(low < b and a < high for a, b in taken):
+            continue
+        taken.append((low, high))
+        where: dict[str, Any] = {"fontsize": 9, "annotation_clip": False, "textcoords": "offset points"}
+        if horizontal:
+            axes.annotate(
+                name,
+                (middle, 0),
+                (0, -20),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="top",
+                **where,
+            )
+        else:
+            axes.annotate(
+                name,
+                (0, middle),
+                (-50, 0),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="center",
+                rotation=90,
+                **where,
+            )
+
+
+def _short(name: str, most: int) -> str:
+    """A stranger's name may be long, or mean something to matplotlib."""
+    name = "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+    return name if len(name) <= most else f"…{name[-most + 1 :]}"
+
+
+# -- curves ------------------------------------------------------------------------------------------------
+
+
+def _spectrum(axes: Any, J: JacobianDataset, spectrum: Spectrum) -> None:
+    P, m, n = J.shape
+    values = spectrum.values
+    numbers = np.arange(1, len(values) + 1)
+    count = f"all {len(values):,}" if spectrum.complete else f"the {len(values):,} largest"
+    axes.set_title(f"singular values of J, {P * m:,} × {n:,}: {count}", loc="left", fontsize=10)
+    positive = values > 0
+    axes.plot(numbers[positive], values[positive], ".-", color=BLUE, markersize=4, linewidth=1)
+    axes.set_yscale("log")
+    log_axis(axes.yaxis)
+    if len(values) > 100:
+        axes.set_xscale("log")
+    _plain(axes, "number")
+
+
+def _points(axes: Any, figures: Portrait) -> None:
+    norms = np.sort(figures.point_norms)[::-1]
+    axes.set_title("norm of each point's matrix, the largest first", loc="left", fontsize=10)
+    axes.plot(np.arange(1, len(norms) + 1), norms, ".-", color=BLUE, markersize=4, linewidth=1)
+    if (norms > 0).all() and norms[0] > 10 * norms[-1]:
+        axes.set_yscale("log")
+        log_axis(axes.yaxis)
+    _plain(axes, "number")
+
+
+def _plain(axes: Any, label: str) -> None:
+    axes.set_xlabel(label, fontsize=10)
+    if axes.get_xscale() == "log":
+        count_axis(axes.xaxis)
+    else:
+        _whole(axes.xaxis)
+    axes.grid(which="major", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+
+
+# -- images ------------------------------------------------------------------------------------------------
+
+
+def _images(J: JacobianDataset) -> list[list[tuple[str, NDArray[Any]]]]:
+    """Rows of J at a few points, as images, if the only input is one: of shape (H, W) or (channels, H, W)."""
+    if len(J.inputs) != 1:
+        return []
+    shape = J.inputs[0].shape
+    if len(shape) not in (2, 3) or min(shape[-2:]) < SMALLEST_IMAGE or max(shape[-2:]) > 4 * min(shape[-2:]):
+        return []
+    channels = shape[0] if len(shape) == 3 else 1
+    if channels > MOST_CHANNELS:
+        return []
+    P, m, _ = J.shape
+    rows = _spread(m, IMAGES // channels)
+    lines = []
+    for point in _spread(P, IMAGE_POINTS):
+        images = J[point, rows].reshape(len(rows), channels, *shape[-2:])
+        lines.append(
+            [
+                (_title(point, row, channel, J.shape, channels), images[i, channel])
+                for i, row in enumerate(rows)
+                for channel in range(channels)
+            ]
+        )
+    return lines
+
+
+def _spread(size: int, most: int) -> list[int]:
+    """At most so many of 0…size - 1, from the first to the last."""
+    return (
+        sorted({round(i * (size - 1) / max(1, most - 1)) for i in range(most)})
+        if size > most
+        else list(range(size))
+    )
+
+
+def _title(point: int, row: int, channel: int, shape: tuple[int, int, int], channels: int) -> str:
+    words = [f"point {point:,}"] if shape[0] > 1 else []
+    words.append(f"row {row:,}")
+    if channels > 1:
+        words.append(f"channel {channel}")
+    return "\n".join(words) if len(words) < 3 else f"{words[0]}\n{words[1]}, {words[2]}"
+
+
+def _draw_images(
+    figure: Any, top: float, height: float, lines: Sequence[Sequence[tuple[str, NDArray[Any]]]]
+) -> None:
+    """Each line of images has its own scale, the same to both sides of zero."""
+    figure.text(
+        LEFT,
+        1 - (top + 0.1) / height,
+        "rows of J as images, each line with its own scale: blue is negative, white zero, red positive",
+        size=10,
+        va="bottom",
+    )
+    for i, line in enumerate(lines):
+        width = (RIGHT - LEFT) / max(IMAGES, len(line))
+        most = max(float(np.nanmax(np.abs(image))) for _, image in line) or 1.0
+        for k, (title, image) in enumerate(line):
+            low = 1 - (top + IMAGE_HEIGHT * (i + 1) + 0.15) / height
+            axes = figure.add_axes(
+                (LEFT + k * width + 0.004, low, width - 0.008, (IMAGE_HEIGHT - 0.45) / height)
+            )
+            axes.imshow(image, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+            axes.set_title(title, fontsize=8, pad=2)
+            axes.set_xticks([])
+            axes.set_yticks([])
