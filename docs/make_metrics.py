@@ -32,11 +32,13 @@ USE = """\
 
 While its dashboard runs, a Ray cluster keeps a list of its nodes on the head, where Prometheus can read it:
 
-    scrape_configs:
-      - job_name: ray
-        scrape_interval: 10s
-        file_sd_configs:
-          - files: [/tmp/ray/prom_metrics_service_discovery.json]
+```text
+scrape_configs:
+  - job_name: ray
+    scrape_interval: 10s
+    file_sd_configs:
+      - files: [/tmp/ray/prom_metrics_service_discovery.json]
+```
 
 `ray metrics launch-prometheus` downloads and starts a Prometheus that does so. Without such a list, give each
 node a port, `ray start --metrics-export-port=8080 …`, and name the nodes under `static_configs`. On

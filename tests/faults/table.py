@@ -47,7 +47,7 @@ class Row:
 
     def section(self) -> str:
         who = "The user reads" if self.code else "The manifest says"
-        said = "\n".join(f"    {line}".rstrip() for line in self.says.splitlines())
+        said = "\n".join(["```text", *(line.rstrip() for line in self.says.splitlines()), "```"])
         caused_by = self.caused_by[0].upper() + self.caused_by[1:]
         return (
             f"## {self.event}\n\n{caused_by}. {self.happens}\n\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import jacjobs
 from jacjobs.api import job_from_spec, submit_job
 from jacjobs.jobspec import read_job
 from tests.conftest import JOBS
+from tests.docs.pages import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
@@ -92,10 +91,8 @@ def test_the_lines_of_the_readme_about_datasets_do_what_they_say(
 
 
 def test_the_reader_in_the_format_reads(here: Path) -> None:
-    page = (DOCS / "format.md").read_text(encoding="utf-8")
-    code = page.partition("## A reader in twenty lines\n")[2].partition("\n## ")[0]
     names: dict[str, Any] = {}
-    exec(textwrap.dedent(code), names)
+    exec("\n".join(typed(DOCS / "format.md", "A reader in twenty lines")), names)
     np.testing.assert_array_equal(
         names["read"](here / "runs/digits"), jacjobs.open(here / "runs/digits").to_numpy()
     )
