@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo jobs test lint clean
 
 # Runs the main job on real handwritten digits, in a fresh place, and shows what it left.
 demo: $(READY)
@@ -12,6 +12,10 @@ demo: $(READY)
 	$(BIN)/jacjobs plan jobs/digits.yaml
 	$(BIN)/jacjobs submit jobs/digits.yaml --out runs/demo
 	$(BIN)/jacjobs show runs/demo
+
+# Runs every job of jobs/ at its default size, and compares each with a reference of its own.
+jobs: $(READY)
+	$(BIN)/python jobs/run_all.py
 
 test: lint
 	$(BIN)/pytest

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from jacjobs import Problem
+from jobs.kernel_residual import problem as kernel_residual
 
 
 def _randn(*size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -136,25 +137,6 @@ def ode() -> Problem:
         return torch.stack(states)
 
     return Problem(path, (_randn(128, dtype=torch.float64).abs(),))
-
-
-def kernel_residual(count: int = 10_000, centres: int = 50) -> Problem:
-    """`count` residuals of a kernel model in float64: centres in 20 dimensions and a width are fitted.
-
-    At 10,000 × 1,001 its Jacobian is 76 MiB, and `jacrev` asks for 38 GiB:
-    https://github.com/pytorch/functorch/issues/1058
-    """
-    points, weights = _randn(count, 20, dtype=torch.float64), _randn(centres, seed=1, dtype=torch.float64)
-
-    def residual(theta: Tensor) -> Tensor:
-        centre, width = theta[:-1].reshape(centres, 20), theta[-1]
-        squares = points.square().sum(1)[:, None] + centre.square().sum(1) - 2 * points @ centre.T
-        return torch.exp(-squares / (2 * width**2)) @ weights - torch.sin(points[:, 0])
-
-    theta = torch.cat(
-        [_randn(centres * 20, seed=2, dtype=torch.float64), torch.full((1,), 5, dtype=torch.float64)]
-    )
-    return Problem(residual, (theta,))
 
 
 def solve() -> Problem:
