@@ -361,6 +361,7 @@ def verify(
         Path | None,
         typer.Option(metavar="JOB.yaml", help="Compare J with products of this job too. Runs its code."),
     ] = None,
+    overrides: Set = None,
     scheduled: Scheduled = None,
     as_json: AsJson = False,
 ) -> None:
@@ -372,7 +373,7 @@ def verify(
     else:
         from jacjobs.api import verify as verify_products
 
-        spec = spec_of(against)
+        spec = spec_of(against, overrides)
         occurrence = occurrence_of(spec, scheduled)
         verdict = verify_products(run, built(spec.at(occurrence) if occurrence else spec, against).problem)
     if as_json:

@@ -58,7 +58,8 @@ SMALL = {
     "jobs/brusselator.yaml": "params.grid=6",
     "jobs/orbit.yaml": "params.steps=8",
 }
-"""Jobs are as large as this; those of other names as large as the page says. (And nightly is never too late.)"""
+"""Jobs are as large as this; those of other names as large as the page says.
+(And nightly is never too late.)"""
 
 
 def _make_knows(target: str) -> None:
@@ -152,7 +153,7 @@ def run_command(
     if any(mark in word for word in words for mark in PARSED):
         parse(block, words)
         return
-    for word in words[2:] if words[1] in ("plan", "submit", "tune") else []:
+    for word in words[2:] if words[1] in ("plan", "submit", "tune", "verify") else []:
         for setting in SMALL.get(word, "").split():
             if not any(setting.partition("=")[0] in other for other in words):
                 words = [*words, "--set", setting]
