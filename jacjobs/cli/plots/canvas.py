@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from typing import Any
 
 from jacjobs.errors import InputError
@@ -9,6 +11,9 @@ from jacjobs.errors import InputError
 # Okabe and Ito's colours, which most people with colour-blindness tell apart.
 BLUE, VERMILION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 DPI = 110
+PAGE = 11.0
+"""The width of a picture on a page, in inches."""
+INK, MUTED = "#222222", "#6b6b6b"
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -25,6 +30,26 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height))
 
 
+def as_svg(figure: Any) -> bytes:
+    """The figure as a file; its pixels are sharp on paper too. Equal figures: equal bytes."""
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "jacjobs", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", dpi=2 * DPI, metadata={"Date": None})
+    return file.getvalue()
+
+
+def rectangles(axes: Any, boxes: Sequence[tuple[float, float, float, float]], colours: Sequence[Any]) -> None:
+    """Boxes (left, right, bottom, top) without edges; there may be many, so they are drawn as pixels."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [((a, c), (b, c), (b, d), (a, d)) for a, b, c, d in boxes]
+    axes.add_collection(
+        PolyCollection(corners, facecolors=colours, linewidths=0, antialiased=False, rasterized=True)
+    )
+
+
 def ticker() -> Any:
     """matplotlib's module of locators and formatters."""
     from matplotlib import ticker
@@ -36,3 +61,19 @@ def count_axis(axis: Any) -> None:
     """Ticks of an x or y axis as numbers with thousands, not as powers."""
     axis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(ticker().NullFormatter())
+
+
+def byte_unit(most: float) -> tuple[float, str]:
+    """Of bytes, so that the largest is a handy number."""
+    for power, name in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if most >= 1024.0**power:
+            return 1024.0**power, name
+    return 1.0, "bytes"
+
+
+def clipped(label: str) -> str:
+    """Nothing that the font lacks or that means mathematics, and no wider than a margin can be."""
+    plain = "".join(
+        c if (c.isascii() and c.isprintable() and c not in "$\\") or c == "…" else "?" for c in label
+    )
+    return plain if len(plain) <= 28 else f"{plain[:13]}…{plain[-13:]}"
