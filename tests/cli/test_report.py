@@ -467,7 +467,8 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
     html = page(facts_of(str(path)))
     assert len(html) < 1 << 20
     assert "… (1,000,000 characters in all)" in html
-    assert "… and 40 more" in html
+    assert "… and 70 more" in html
+    assert "100 × xxx" in html
 
 
 # -- the browser ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from jacjobs.cli import render
@@ -13,7 +14,8 @@ ATTEMPTS_DRAWN = 8
 ATTEMPTS_SHOWN = 50
 WORKERS_SHOWN = 60
 WORKERS_OF_MANY = 20
-FAILURES_SHOWN = 60
+FAILURES_SHOWN = 30
+CAUSES_SHOWN = 8
 MISSING_SHOWN = 12
 RETREATS_SHOWN = 12
 
@@ -197,6 +199,7 @@ def losses(facts: Facts) -> dict[str, Any]:
     ]
     return {
         "sentence": _lost(facts),
+        "causes": _causes(facts) if len(each) > len(rows) else [],
         "table": Table(head, rows, more_of(facts.failures - len(rows))) if rows else None,
         "retreats": [*retreats, *([more] if (more := more_of(len(facts.retreats) - len(retreats))) else [])],
     }
@@ -207,6 +210,14 @@ def _lost(facts: Facts) -> str:
         return "Nothing was lost on the way."
     again = f"{render.count(facts.blocks_repeated, 'block')} were handed out again"
     return f"{render.count(facts.failures, 'failure')} on the way; {again}."
+
+
+def _causes(facts: Facts) -> list[str]:
+    """The most frequent first."""
+    causes = Counter(failure.cause for attempt in facts.attempts for failure in attempt.failures)
+    shown = [f"{number:,} × {short(cause)}" for cause, number in causes.most_common(CAUSES_SHOWN)]
+    left_out = more_of(len(causes) - len(shown))
+    return [*shown, *([left_out] if left_out else [])]
 
 
 def _failure(failure: Failure) -> tuple[str, ...]:
