@@ -384,6 +384,28 @@ def verify(
         raise typer.Exit(UnsoundError.exit_code)
 
 
+@app.command(rich_help_panel=READ)
+def report(
+    run: RunPath,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Where the page goes; report-NAME.html, if not given."),
+    ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot/--no-plot", help="Draw J too, for which all of it is read.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page on a run: what was planned and why, how it went, what was lost, what the check found."""
+    from jacjobs.cli.report.page import write_report
+
+    path = write_report(run, out, look=plot)
+    if as_json:
+        render.print_json({"run": run, "report": str(path)})
+    else:
+        render.note(str(path))
+
+
 def main() -> None:
     """The entry point: runs a command, and turns each of our errors into a sentence and an exit code."""
     try:

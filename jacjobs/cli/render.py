@@ -45,11 +45,11 @@ def is_terminal() -> bool:
 
 
 def error(text: str) -> None:
-    _err.print(_printable(text), markup=False, soft_wrap=True)
+    _err.print(printable(text), markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    _out.print(_printable(text), markup=False, soft_wrap=True)
+    _out.print(printable(text), markup=False, soft_wrap=True)
 
 
 def print_json(content: Any) -> None:
@@ -57,7 +57,7 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(content, indent=2))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A dataset may come from a stranger: its names must not steer the terminal."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 

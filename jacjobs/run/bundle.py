@@ -18,6 +18,8 @@ class OpenBundle:
     held: dict[int, str] = field(default_factory=dict)
     """Computed while no assembler lives."""
     absorbed: set[int] = field(default_factory=set)
+    entries: dict[int, int] = field(default_factory=dict)
+    """Of J, in blocks of which that was asked."""
 
     @property
     def waiting(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from jacjobs.store.attempt import FAILURES_KEPT, Failure, Work
+from jacjobs.run.timeline import Chronicle
+from jacjobs.store.attempt import FAILURES_KEPT, Failure, Timeline, Work
 
 
 class History:
@@ -12,6 +13,7 @@ class History:
         self._clock = clock
         self._began = clock()
         self._work: dict[str, Work] = {}
+        self._chronicle = Chronicle(lambda: clock() - self._began)
         self.failures: list[Failure] = []
         self.failures_total = 0
         self.blocks_repeated = 0
@@ -23,15 +25,31 @@ class History:
 
     @property
     def work(self) -> tuple[Work, ...]:
-        return tuple(work.model_copy() for work in list(self._work.values()))
+        return tuple(
+            work.model_copy(update={"busy": self._chronicle.lane(name)})
+            for name, work in list(self._work.items())
+        )
+
+    @property
+    def timeline(self) -> Timeline:
+        return self._chronicle.record()
 
     def joined(self, worker: str, where: str, device: str) -> None:
-        self._work[worker] = Work(name=worker, where=where, device=device, joined=round(self.seconds, 3))
+        joined = round(self.seconds, 3)
+        self._work[worker] = Work(name=worker, where=where, device=device, joined=joined)
+        self._chronicle.joined(worker, joined)
 
-    def computed(self, worker: str, seconds: float) -> None:
+    def computed(self, worker: str, seconds: float, entries: int = 0, peak_bytes: int = 0) -> None:
+        """A block has come: it took so long, and so much memory (0: not measured)."""
         work = self._work[worker]
         work.blocks += 1
         work.seconds = round(work.seconds + seconds, 6)
+        work.peak_bytes = max(work.peak_bytes, peak_bytes)
+        self._chronicle.computed(worker, seconds, entries)
+
+    def taken(self, entries: int) -> None:
+        """By an assembler; a negative number is lost with one."""
+        self._chronicle.taken(entries)
 
     def left(self, worker: str) -> None:
         if worker in self._work:

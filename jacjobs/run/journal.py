@@ -51,6 +51,7 @@ class Journal:
             workers=ledger.history.work,
             failures=tuple(ledger.history.failures),
             failures_total=ledger.history.failures_total,
+            timeline=ledger.history.timeline,
         )
 
     def keep(self) -> None:

@@ -338,7 +338,7 @@ class Ledger:
             self._roster.computed(name, block, self._clock())
             self._patience.took(findings.seconds)
             self._roster.pace(self._patience.usual_seconds)
-            self.history.computed(name, findings.seconds)
+            self.history.computed(name, findings.seconds, self._entries(block), findings.peak_bytes)
         bundle = self._open.get(block.bundle)
         if bundle is None or name not in bundle.computing.get(block.position, ()):
             # Its bundle was given up, another worker was faster, or it counts as lost.
@@ -375,13 +375,15 @@ class Ledger:
         # What is committed holds all its blocks, though of some nobody has said yet that they were taken in.
         positions = [block.position] if event.committed is None else list(bundle.absorbing)
         drops: list[Command] = []
+        entries = 0
         for position in positions:
             taken, worker = BlockId(block.bundle, position), bundle.absorbing.pop(position)
             self._roster.release(worker, taken)
             drops += [Drop(taken, worker)] if taken != block else []
             bundle.absorbed.add(position)
             self.blocks_done += 1
-            self.entries_done += self._tiling.block(*taken).entries
+            entries += self._entries(taken)
+        self._take(entries)
         self._progress(event.assembler)
         if event.committed is not None:
             self._close(block.bundle)
@@ -390,6 +392,20 @@ class Ledger:
         elif event.committed is not None:
             self._transposer.spilled(block.bundle)
         return drops
+
+    def _entries(self, block: BlockId) -> int:
+        """Asked twice of a block, as a rule; its rectangle takes longer to find than to remember."""
+        bundle = self._open.get(block.bundle)
+        if bundle is None:
+            return self._tiling.block(*block).entries
+        if block.position not in bundle.entries:
+            bundle.entries[block.position] = self._tiling.block(*block).entries
+        return bundle.entries[block.position]
+
+    def _take(self, entries: int) -> None:
+        """So many are with an assembler now; or, a negative number, are not any more."""
+        self.entries_done += entries
+        self.history.taken(entries)
 
     def _progress(self, assembler: str) -> None:
         self._assemblers[assembler].heard = self._clock()
@@ -496,7 +512,7 @@ class Ledger:
             bundle.absorbing.clear()
             self.blocks_done -= len(bundle.absorbed)
             for index in bundle.absorbed:
-                self.entries_done -= self._tiling.block(number, index).entries
+                self._take(-self._entries(BlockId(number, index)))
                 self._again(BlockId(number, index))
             bundle.absorbed.clear()
             bundle.assembler = None

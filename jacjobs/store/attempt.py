@@ -6,10 +6,23 @@ looked at from its folder alone. The manifest, written last, takes them all in.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jacjobs.store.plausible import LARGEST
 
 FAILURES_KEPT = 1000
 """Of an attempt; more are only counted."""
+BUCKETS = 240
+"""Of a timeline: when there would be more, each becomes twice as wide."""
+NINTHS = 9
+
+_Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+_Width = Annotated[float, Field(ge=2**-10, le=LARGEST, allow_inf_nan=False)]
+_Bytes = Annotated[int, Field(ge=0, le=LARGEST)]
+_Some = Field(max_length=BUCKETS)
 
 
 class Failure(BaseModel):
@@ -29,7 +42,14 @@ class Failure(BaseModel):
 
 
 class Work(BaseModel):
-    """What one worker did. `joined` and `left`: seconds since the attempt began; `seconds`: of computing."""
+    """What one worker did.
+
+    joined, left:  seconds since the attempt began.
+    seconds:       of computing blocks that came.
+    peak_bytes:    the most memory that a block took, as far as that was measured.
+    busy:          when it was computing them: a digit for each `Timeline.lane_seconds`, from those in
+                   which it joined; 9 is all of that time, 0 none.
+    """
 
     name: str
     where: str
@@ -38,6 +58,37 @@ class Work(BaseModel):
     left: float | None = None
     blocks: int = 0
     seconds: float = 0.0
+    peak_bytes: _Bytes = 0
+    busy: Annotated[str, Field(pattern="^[0-9]*$", max_length=BUCKETS + 1)] = ""
+
+
+def digits(busy: Iterable[float], width: float) -> str:
+    """Seconds of each bucket, as `Work.busy` says them."""
+    return "".join(str(min(NINTHS, max(0, round(NINTHS * seconds / width)))) for seconds in busy)
+
+
+def shares(busy: str) -> Iterator[float]:
+    """How much of each bucket those digits mean: 0 to 1."""
+    return (int(digit) / NINTHS for digit in busy)
+
+
+class Timeline(BaseModel):
+    """When what was done, in at most `BUCKETS` buckets of time since the attempt began.
+
+    seconds:       of a bucket.
+    computed:      entries of J that workers computed, spread over the time that they took.
+    taken:         entries that assemblers took in, less those that were lost with one.
+    busy:          seconds of computing, of all workers together.
+    lane_seconds:  of a digit of `Work.busy`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: _Width
+    computed: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], _Some] = ()
+    taken: Annotated[tuple[Annotated[int, Field(ge=-LARGEST, le=LARGEST)], ...], _Some] = ()
+    busy: Annotated[tuple[_Seconds, ...], _Some] = ()
+    lane_seconds: _Width
 
 
 class Attempt(BaseModel):
@@ -50,6 +101,7 @@ class Attempt(BaseModel):
     blocks_repeated:  blocks that were handed out more than once, each time counted.
     retreats:         what was done, in words, where memory ran out.
     failures:         the first `FAILURES_KEPT` of `failures_total`.
+    timeline:         None of an earlier version's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,3 +123,4 @@ class Attempt(BaseModel):
     workers: tuple[Work, ...] = ()
     failures: tuple[Failure, ...] = ()
     failures_total: int = 0
+    timeline: Timeline | None = None

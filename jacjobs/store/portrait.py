@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jacjobs.errors import TooLargeError
 from jacjobs.store.products import Place, Source
 
 HEIGHT, WIDTH = 360, 640
 """Cells of the picture, at most. A matrix with fewer rows or columns has a cell for each."""
 STACKED_ROWS = 512
 """Matrices of several points stand below each other in the picture while they have no more rows together."""
+LONGEST_AXIS = 1 << 28
+"""2 GiB of norms."""
 
 Floats = NDArray[np.float64]
 
@@ -75,8 +78,12 @@ class _Piece:
 
 
 def portrait_of(source: Source, shape: tuple[int, int, int]) -> Portrait:
-    """Read J once, in threads."""
+    """Read J once, in threads. Raises TooLargeError where a number for each row or column is too much."""
     P, m, n = shape
+    if max(shape) > LONGEST_AXIS:
+        raise TooLargeError.about(
+            "figures of J", got=f"{max(shape):,} along an axis", expected=f"at most {LONGEST_AXIS:,}"
+        )
     stacked = m == 1 or P * m <= STACKED_ROWS
     grid = _Grid(P * m if stacked else m, n)
 

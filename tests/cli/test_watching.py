@@ -135,5 +135,6 @@ def test_help_names_every_command_in_groups_and_fits_a_terminal() -> None:
     groups = [line.split("─ ")[1].split(" ─")[0] for line in lines if line.startswith("╭─")]
     assert groups == ["Options", "Before a run", "Run", "Watch", "Read"]
     named = {line.split()[1] for line in lines if line.startswith("│ ") and line[2] != " "}
-    for name in ("plan", "tune", "submit", "resume", "stop", "status", "logs", "list", "show", "verify"):
+    prepare, go, watch = ("plan", "tune"), ("submit", "resume", "stop"), ("status", "logs", "list")
+    for name in (*prepare, *go, *watch, "show", "report", "verify"):
         assert name in named

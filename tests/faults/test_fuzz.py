@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import jacjobs
 from jacjobs import jobspec
+from jacjobs.cli.report.facts import facts_of
+from jacjobs.cli.report.page import Pictures, laid_out, page
 from jacjobs.errors import InputError, JacjobsError, StoreError
 from jacjobs.jobspec import parse_job, read_job
 from jacjobs.shape import JacobianShape, Structure, segments_of
@@ -582,6 +585,65 @@ def test_a_plan_and_a_manifest_that_are_edited_are_read_right_or_refused(bases: 
 
 def test_bytes_of_a_plan_and_a_manifest_are_read_right_or_refused(bases: list[Base]) -> None:
     fuzzed(0.07)(fuzz_raw(bases))()
+
+
+# -- reports -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A complete run with a plan, and an attempt that says all that there is to say."""
+    path = tmp_path_factory.mktemp("reported") / "run"
+    J = np.ones((2, 4, 6), "float32")
+    problem = jacjobs.Problem(lambda x: x.repeat(4)[:4] * x.sum(), (torch.ones(2, 6),), in_dims=0)
+    options = {"strategy": "auto", "address": "inline", "compression": "none"}
+    jacjobs.submit(problem, path, **options).wait()
+    plan, manifest = (json.loads((path / file).read_bytes()) for file in (PLAN, MANIFEST))
+    plan["job"] = {"spec": JOB, "folder": "/nowhere"}
+    told = fuller(manifest, MANIFEST)["attempts"][0]
+    timeline = {"seconds": 0.5, "computed": [0, 30, 18], "taken": [0, 0, 48], "busy": [0, 0.4, 0.5]}
+    told["timeline"] = {**timeline, "lane_seconds": 0.5}
+    told["workers"] = [{**work, "busy": "0179", "peak_bytes": 1 << 20} for work in told["workers"]]
+    manifest["attempts"] = [told, {**told, "number": 2, "retreats": ["out of memory"]}]
+    base = Base(path, J, signed(plan), knowing(manifest, signed(plan)))
+    base.put(base.plan, base.manifest)
+    assert "What was lost" in page(facts_of(str(path)))
+    return base
+
+
+def fuzz_reports(base: Base) -> Callable[[], None]:
+    """Every thirtieth with its pictures, which take long to draw."""
+    assert base.manifest is not None
+    in_plan, in_manifest = changes(json.loads(base.plan)), changes(json.loads(base.manifest))
+    in_attempts = changes(json.loads(base.manifest)["attempts"])
+
+    @given(
+        in_plan,
+        in_manifest,
+        in_attempts,
+        st.sampled_from(["plan", "manifest", "attempts"]),
+        st.integers(0, 29),
+    )
+    def fuzz(a: list[Change], b: list[Change], c: list[Change], which: str, draws: int) -> None:
+        plan, manifest = json.loads(base.plan), json.loads(base.manifest or b"")
+        for change in a if which == "plan" else b if which == "manifest" else ():
+            change.apply(plan if which == "plan" else manifest)
+        for change in c if which == "attempts" else ():
+            change.apply(manifest["attempts"])
+        base.put(signed(plan), knowing(manifest, signed(plan)))
+        try:
+            facts = facts_of(str(base.path))
+            html = page(facts) if not draws else laid_out(facts, Pictures([], None, None, None))
+        except JacjobsError as error:
+            check_sentence(error)
+        else:
+            assert html.encode().endswith(b"</html>")
+
+    return fuzz
+
+
+def test_a_report_of_a_forged_run_is_a_page_or_a_sentence(reported: Base) -> None:
+    settings(fuzzed(0.03), deadline=timedelta(seconds=30))(fuzz_reports(reported))()
 
 
 # -- and it finds what is wrong ------------------------------------------------------------------------------

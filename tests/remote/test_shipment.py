@@ -128,6 +128,7 @@ def test_jacjobs_is_found_there_with_its_metadata(file: Path, tmp_path: Path) ->
     assert int(requirements) == len(metadata.requires("jacjobs") or [])
     ours = {p.relative_to(Path(jacjobs.__file__).parent) for p in Path(jacjobs.__file__).parent.rglob("*.py")}
     assert {p.relative_to(shipped.modules[0]) for p in shipped.modules[0].rglob("*.py")} == ours
+    assert (shipped.modules[0] / "cli/report/page.html.j2").is_file()
 
 
 def test_what_cannot_travel_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

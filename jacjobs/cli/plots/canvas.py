@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ from jacjobs.errors import InputError
 BLUE, VERMILION, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 DPI = 100
 """A figure of 12 inches is 1,200 pixels wide."""
+PAGE = 11.0
+"""The width of a picture on a page, in inches."""
+INK, MUTED = "#222222", "#6b6b6b"
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -38,6 +43,33 @@ def save(figure: Any, path: Path) -> None:
         ) from None
 
 
+def as_png(figure: Any) -> bytes:
+    """The figure as a file, sharp on dense screens."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=1.5 * DPI)
+    return file.getvalue()
+
+
+def as_svg(figure: Any) -> bytes:
+    """The figure as a file; its pixels are sharp on paper too. Equal figures: equal bytes."""
+    import matplotlib
+
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "jacjobs", "svg.fonttype": "path"}):
+        figure.savefig(file, format="svg", dpi=2 * DPI, metadata={"Date": None})
+    return file.getvalue()
+
+
+def rectangles(axes: Any, boxes: Sequence[tuple[float, float, float, float]], colours: Sequence[Any]) -> None:
+    """Boxes (left, right, bottom, top) without edges; there may be many, so they are drawn as pixels."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [((a, c), (b, c), (b, d), (a, d)) for a, b, c, d in boxes]
+    axes.add_collection(
+        PolyCollection(corners, facecolors=colours, linewidths=0, antialiased=False, rasterized=True)
+    )
+
+
 def ticker() -> Any:
     """matplotlib's module of locators and formatters."""
     from matplotlib import ticker
@@ -61,3 +93,19 @@ def log_axis(axis: Any) -> None:
     digits = max(3, math.ceil(-math.log10(max(1e-9, high / low - 1))) + 2)
     axis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:.{digits}g}"))
     axis.set_minor_formatter(ticker().NullFormatter())
+
+
+def byte_unit(most: float) -> tuple[float, str]:
+    """Of bytes, so that the largest is a handy number."""
+    for power, name in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if most >= 1024.0**power:
+            return 1024.0**power, name
+    return 1.0, "bytes"
+
+
+def clipped(label: str) -> str:
+    """Nothing that the font lacks or that means mathematics, and no wider than a margin can be."""
+    plain = "".join(
+        c if (c.isascii() and c.isprintable() and c not in "$\\") or c == "…" else "?" for c in label
+    )
+    return plain if len(plain) <= 28 else f"{plain[:13]}…{plain[-13:]}"
