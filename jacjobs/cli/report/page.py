@@ -64,7 +64,7 @@ class Pictures(NamedTuple):
 
 
 def page(facts: Facts, *, look: bool = True) -> str:
-    """As HTML; with a picture of J, if it is to `look` at J. Raises InputError where matplotlib is missing."""
+    """As HTML; `look`: with a picture of J. Raises InputError where matplotlib is missing."""
     shown = timeline.stretches(facts.attempts[-sections.ATTEMPTS_DRAWN :])
     seen = portraits(facts) if look else []
     return laid_out(facts, Pictures(seen, _speed(facts, shown), _lanes(shown), _peaks(facts)))
@@ -96,7 +96,7 @@ def laid_out(facts: Facts, pictures: Pictures) -> str:
 
 
 def portraits(facts: Facts) -> list[tuple[str, bytes | str]]:
-    """What J looks like: titles, and each a picture, or a sentence that says why there is none. Reads all of J."""
+    """What J looks like: titles, each with a picture, or with why there is none. Reads all of J."""
     try:
         J = open_run(facts.path)
         portrait, spectrum = figures_of(J)
