@@ -32,6 +32,7 @@ CHEAP_BYTES, CHEAP_FLOPS = 64 << 20, 1e9
 """Real chunks of size `LARGE` are looked at where their forward passes take no more."""
 FEW_CALLS = 200
 """A function of more operators than this is metered on real tensors anyway, of smaller chunks."""
+MANY_CALLS = 1000
 LARGE_REAL = 32
 SAFETY = 12
 """No strategy takes more memory a product than so many forward passes."""
@@ -77,6 +78,11 @@ class Estimator:
     def safe(self, products: int) -> bool:
         """May `products` real ones be made at once without a closer look?"""
         return SAFETY * products * self.forward.peak_bytes <= self._budget_bytes
+
+    @property
+    def many_calls(self) -> bool:
+        """Whether it is the number of the function's operators that makes it slow to look at."""
+        return self.forward.work.calls > MANY_CALLS
 
     def _cheap(self, products: int) -> bool:
         few_calls = self.forward.work.calls <= FEW_CALLS
@@ -148,7 +154,7 @@ class Estimator:
 
 
 def probe(problem: Problem, maker: Strategy, step: int, chunk: int) -> Probe:
-    """Make two chunks, one after the other, and count what they take. Real tensors or fake ones."""
+    """Make a chunk, or two that share a graph, and count what they take. Real tensors or fake ones."""
     fakes = any(isinstance(leaf, FakeTensor) for leaf in problem.leaves)
     marks = []
     with Meter(fakes=fakes) as meter:
@@ -159,7 +165,7 @@ def probe(problem: Problem, maker: Strategy, step: int, chunk: int) -> Probe:
 
 
 def allocated(problem: Problem, maker: Strategy, step: int, chunk: int) -> int:
-    """Peak bytes of the allocator while two real chunks are made, one after the other."""
+    """Peak bytes of the allocator while real chunks are made: those of `probe`."""
     with AllocatedPeak(device_of(problem)) as peak:
         for _ in _chunks(problem, maker, step, chunk):
             pass
@@ -180,11 +186,13 @@ def faked(problem: Problem) -> Iterator[Problem]:
 
 
 def _chunks(problem: Problem, maker: Strategy, step: int, chunk: int) -> Iterator[None]:
-    """The first two chunks: of one point, or (`step` > 1 or single products) of whole points. Nothing is
-    kept.
+    """The first chunk: of one point, or (`step` > 1 or single products) of whole points. And the second, if
+    they share a graph: what is made once for both shows in the first alone. Nothing is kept.
     """
     products = count_products(maker, problem.shape)
-    block = corner(maker, problem.shape, 2 * chunk // products if chunk >= products else 1, 2 * chunk)
+    share = step == 1 and maker.shares_graph
+    some = (2 if share else 1) * chunk
+    block = corner(maker, problem.shape, some // products if chunk >= products else 1, some)
     for made in maker.chunks(problem, block, OneHot(products), chunk):
         del made
         yield

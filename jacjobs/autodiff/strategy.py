@@ -41,6 +41,11 @@ class Strategy(ABC):
         """What one product is of J."""
         return "rows" if self.product == "vjp" else "columns"
 
+    @property
+    def shares_graph(self) -> bool:
+        """Whether the chunks of a point come from one graph, which is made before the first."""
+        return self.product != "jvp" and self.batching != "repeat"
+
     @abstractmethod
     def chunks(
         self,

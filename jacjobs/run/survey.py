@@ -12,7 +12,7 @@ from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
 from jacjobs.autodiff.check import CHECKERS
 from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.guards import check_function
-from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
+from jacjobs.autodiff.legality import REFERENCE, Verdict, explain, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
@@ -54,19 +54,24 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
         check_function(problem)
     models: dict[str, CostModel] = {}
     failures: dict[str, Exception] = {}
+    verdicts: dict[str, Verdict] = {}
+    chunk = TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1
+    if chunk > 1:  # whatever it is, it fits: what does not work need not be looked at any closer
+        verdicts = try_strategies(problem, names, chunk=chunk)
+    outdone = _outdone(problem, names, verdicts) if estimator.many_calls else {}
     with warnings.catch_warnings(action="ignore"):
         for name in names:
+            tried = verdicts.get(name, Verdict())
+            if name in outdone or not (tried.reason is None or (tried.slow and name == asked)):
+                continue
             try:
                 models[name] = estimator.model(name)
             except Exception as error:
                 failures[name] = error
-    small = [name for name in names if name in failures or models[name].peak_bytes(1) <= allowed]
-    if REFERENCE not in small:  # what every trial is compared with
-        small = []
-    verdicts = {}
-    chunk = TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1
-    if small:
-        verdicts = try_strategies(problem, small, chunk=chunk)
+    if not verdicts:
+        small = [name for name in names if name in failures or models[name].peak_bytes(1) <= allowed]
+        if REFERENCE in small:  # what every trial is compared with
+            verdicts = try_strategies(problem, small, chunk=chunk)
     broken = verdicts[REFERENCE].error if REFERENCE in verdicts else None
     if broken is not None:
         raise function_error(broken, f"when {REFERENCE} was tried on the first point")
@@ -76,13 +81,31 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
         reason = None if verdict is None else verdict.reason
         if reason is None and name in failures:
             reason = explain(failures[name])
+        if reason is None and name in outdone:
+            reason = f"no faster than {outdone[name]}: what costs is calling the function's many operators"
         slow = verdict is not None and verdict.slow
         candidates.append(Candidate(strategy=name, reason=reason, slow=slow, tried=verdict is not None))
     if asked != "auto":
         _check_asked(candidates[0])
-    tried = [c.strategy for c in candidates if c.tried and c.reason is None]
-    saving = _saving(problem, tried[0], chunk, sample) if sample and tried else None
+    working = [c.strategy for c in candidates if c.tried and c.reason is None]
+    saving = _saving(problem, working[0], chunk, sample) if sample and working else None
     return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()), saving=saving)
+
+
+def _outdone(problem: Problem, names: list[str], verdicts: dict[str, Verdict]) -> dict[str, str]:
+    """The strategies that another outdoes, where the number of operators called is what costs; and which.
+
+    The first of `names` is never one: it may be what was asked for.
+    """
+    works = {name for name, verdict in verdicts.items() if verdict.reason is None}
+    found: dict[str, str] = {}
+    for name in names[1:]:
+        strategy = STRATEGIES[name]
+        lifted = strategy.batching == "repeat" and not problem.batched  # by vmap: its graph is never smaller
+        better = f"{strategy.product}/vmap"
+        if (strategy.batching == "loop" or lifted) and better in works:
+            found[name] = better
+    return found
 
 
 def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | None:
