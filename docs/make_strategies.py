@@ -20,6 +20,32 @@ Made by `python docs/make_strategies.py` from the code's docstrings and from try
 function of `tests/functions.py`; a test compares this page with the code. Figures are for one point with m
 rows and n columns, k products at a time.
 """
+HISTORY = """\
+## Where they come from
+
+torch's autograd gives vector–Jacobian products, one at a time: `backward()` with a cotangent v makes vᵀJ. A
+whole Jacobian was a **loop** over rows (`vjp/loop`), and slow: each row calls every operator of the
+backward pass again.
+
+**The repeat trick** (S. Barratt, 2018) asks for no loop: copy the input m times, call the function once on
+that batch, and differentiate with an identity as the cotangent. Row i of the batch sees only cotangent i,
+so one backward pass makes all rows (`vjp/repeat`). It needs a function whose samples do not see each other,
+and the memory of m graphs.
+
+Columns were out of reach, for want of forward mode. **The double-VJP trick** (J. Townsend, 2017) makes them
+from reverse mode alone: vᵀJ is linear in v, so the derivative of it *with respect to v*, against a tangent
+u, is Ju. One doubled graph, and a backward pass through it for each column (`double-vjp/loop`); with the
+repeat trick applied twice, all columns at once (`double-vjp/repeat`).
+
+Then torch got **dual numbers** (`jvp/loop`), which need no doubled graph, and **`vmap`**, which batches
+what autograd does rather than what the function takes: one graph, k cotangents (`vjp/vmap`, as in
+`torch.func.jacrev`) or k tangents (`jvp/vmap`, as in `jacfwd`; `double-vjp/vmap`). Where `vmap` has a rule
+for every operator it is usually the fastest. Where it has none, where forward mode has none, or where
+memory is what counts, one of the others is; so there are nine.
+
+In all of them the faster take more memory: k products at once hold k times what one holds. That k is the
+chunk.
+"""
 SUPPORT = """\
 ## What works on which function
 
@@ -30,7 +56,7 @@ in float64 and float32, for chunks of 1, 3 and all. A number: not chosen, for th
 
 
 def page() -> str:
-    return "\n".join([INTRODUCTION, *_ladder(), SUPPORT, *_support()])
+    return "\n".join([INTRODUCTION, HISTORY, *_ladder(), SUPPORT, *_support()])
 
 
 def _ladder() -> list[str]:

@@ -37,10 +37,8 @@ def ray_dataset(place: Place, names: Sequence[str]) -> Any:
 
 def linear_operator(source: Source, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Any:
     """The rows of all points, stacked: a matrix of shape (P·m, n)."""
-    try:
-        from scipy.sparse.linalg import LinearOperator
-    except ImportError as error:
-        raise _needs("scipy", error) from None
+    from scipy.sparse.linalg import LinearOperator
+
     P, m, n = shape
 
     def forward(v: Any) -> Any:
