@@ -34,7 +34,16 @@ from tests.faults.test_security import check_sentence, forge
 from tests.store.datasets import make_run, plan_of
 from tests.store.s3 import ENVIRONMENT, S3Server
 
-HEADINGS = ["The job", "The plan, and why", "How it went", "Workers", "Memory", "What was lost", "The check"]
+HEADINGS = [
+    "The job",
+    "What J looks like",
+    "The plan, and why",
+    "How it went",
+    "Workers",
+    "Memory",
+    "What was lost",
+    "The check",
+]
 EVIL = (
     "</style></title><script>console.error('1')</script>"
     '<img src=x onerror="console.error(2)">\' " & \x1b[2J\u202e'
@@ -136,8 +145,10 @@ def test_a_run_that_failed_and_was_resumed(resumed: Path) -> None:
     assert "Nothing was lost on the way." in text
     assert f"torch {torch.__version__}" in text
     assert f"{render.size(sum(map(len, parts(resumed).values())))} in rows" in text
-    assert len(pictures(html)) == (3 if facts.measured_bytes else 2)
-    assert all(picture.startswith(b"<?xml") for picture in pictures(html))
+    of_j, *charts = pictures(html)
+    assert of_j.startswith(page_module.PNG)
+    assert len(charts) == (3 if facts.measured_bytes else 2)
+    assert all(picture.startswith(b"<?xml") for picture in charts)
     # and what the pictures show is what happened
     done = [timeline._done(stretch, 12 * 16 * 8192)[1] for stretch in timeline.stretches(facts.attempts)]
     assert (done[0][0], done[1][0], done[1][-1]) == (0.0, pytest.approx(8 / 12), 1.0)
@@ -325,6 +336,15 @@ def test_pictures_of_the_jacobian_have_a_section(tmp_path: Path, monkeypatch: py
     assert headings(html)[2] == "What J looks like"
     assert "data:image/png;base64,iVBORy4uLg==" in html
     assert "Heat &lt;b&gt;map&lt;/b&gt;" in html
+
+
+def test_a_page_on_a_run_whose_part_is_damaged_says_so(resumed: Path) -> None:
+    """The rest of the page is there: it comes from the run's records."""
+    part = next(resumed.glob("part-*.parquet"))
+    part.write_bytes(part.read_bytes()[:-100])
+    html = page(facts_of(str(resumed)))
+    assert headings(html) == [*HEADINGS, "Versions"]
+    assert f"no picture: {part}" in text_of(html)
 
 
 # -- a stranger's run ----------------------------------------------------------------------------------------

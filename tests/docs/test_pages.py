@@ -100,6 +100,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("digits.py", "digits.yaml"):
         shutil.copy(JOBS / name, tmp_path / name.replace("digits.yaml", "job.yaml"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setattr(sys, "path", [str(tmp_path / "jobs"), *sys.path])
     return tmp_path
 

@@ -93,7 +93,7 @@ def _plan_rows(made: Plan) -> Rows:
             f"{size(resources.budget_bytes)} each",
         ),
         ("blocks", f"{tiling.blocks:,} of up to {size(made.block_bytes)}: what a worker computes at a time"),
-        ("parts", f"{tiling.parts:,} files of up to {size(part)}"),
+        ("parts", f"{render.count(tiling.parts, 'file')} of up to {size(part)}"),
         ("memory", f"{size(made.peak_bytes)} a worker at the peak, predicted"),
         ("time", f"{time(made.seconds)}, {how}; start-up not counted"),
         (
