@@ -32,7 +32,8 @@ CHEAP_BYTES, CHEAP_FLOPS = 64 << 20, 1e9
 """Real chunks of size `LARGE` are looked at where their forward passes take no more."""
 FEW_CALLS = 200
 """A function of more operators than this is metered on real tensors anyway, of smaller chunks."""
-MANY_CALLS = 1000
+MANY_CALLS, SMALL_CALL_BYTES, SMALL_CALL_FLOPS = 1000, 16 << 10, 1e5
+"""An operator that moves and computes no more takes about as long as it takes to call it, on one core."""
 LARGE_REAL = 32
 SAFETY = 12
 """No strategy takes more memory a product than so many forward passes."""
@@ -80,9 +81,13 @@ class Estimator:
         return SAFETY * products * self.forward.peak_bytes <= self._budget_bytes
 
     @property
-    def many_calls(self) -> bool:
-        """Whether it is the number of the function's operators that makes it slow to look at."""
-        return self.forward.work.calls > MANY_CALLS
+    def call_bound(self) -> bool:
+        """Whether what costs is calling the function's operators: they are many, and each does little."""
+        work = self.forward.work
+        little = (
+            work.moved_bytes <= SMALL_CALL_BYTES * work.calls and work.flops <= SMALL_CALL_FLOPS * work.calls
+        )
+        return work.calls > MANY_CALLS and little
 
     def _cheap(self, products: int) -> bool:
         few_calls = self.forward.work.calls <= FEW_CALLS

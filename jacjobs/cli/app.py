@@ -334,7 +334,7 @@ def show(
     """Show what a run holds: shape, segments, norms, extremes, effective rank; a picture of J.
 
     Reads all of J, streamed: memory stays small. One that is too large to be
-    decomposed is read some ten times, for its largest singular values.
+    decomposed is read ten or twenty times, for its largest singular values.
     """
     from jacjobs.store.reader import open_run
     from jacjobs.store.summary import figures_of, summary_of

@@ -209,7 +209,7 @@ def summary(content: dict[str, Any]) -> None:
         for index, segment in enumerate(segments[:SEGMENTS_SHOWN]):
             shape = tuple(segment["shape"])
             text = f"{segment['name']} {segment['start']:,}:{segment['stop']:,}, shape {shape}"
-            text += f", norm {segment['norm']:.4g}" if content["entries"] else ""
+            text += f", norm {_figure(segment['norm'])}" if content["entries"] else ""
             rows.append((title if index == 0 else "", text))
         if len(segments) > SEGMENTS_SHOWN:
             rows.append(("", f"… and {len(segments) - SEGMENTS_SHOWN:,} more"))
@@ -221,18 +221,20 @@ def summary(content: dict[str, Any]) -> None:
 def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
     """Norms, extremes and singular values."""
     P, m, n = content["shape"]
-    extremes = f"{content['min']:.4g} to {content['max']:.4g}, {content['zeros']:.1%} zero"
+    extremes = f"{_figure(content['min'])} to {_figure(content['max'])}, {content['zeros']:.1%} zero"
     if content["largest"] is not None:
         extremes += "; largest at J[{:,}, {:,}, {:,}]".format(*content["largest"])
     rows = [("entries", extremes)]
     if content["nonfinite"]:
         rows.append(("", f"{content['nonfinite']:,} are NaN or infinite; all figures are of the others"))
-    rows.append(("Frobenius norm", f"{content['norm']:.6g}"))
+    rows.append(("Frobenius norm", _figure(content["norm"], 6)))
     for name, size in (("point", P), ("row", m), ("column", n)):
         if size > 1:
             norms = content[f"{name}_norms"]
-            text = "norms {min:.4g} to {max:.4g}, median {median:.4g}; largest: {largest:,}".format(**norms)
-            rows.append((f"{name}s", text))
+            low, middle, high = (_figure(norms[key]) for key in ("min", "median", "max"))
+            rows.append(
+                (f"{name}s", f"norms {low} to {high}, median {middle}; largest: {norms['largest']:,}")
+            )
     spectrum = content.get("singular_values")
     if spectrum is None:
         return rows
@@ -241,10 +243,14 @@ def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
         which = "all" if spectrum["complete"] else "the largest"
         rows.append(("singular values", f"{values[0]:.6g} to {values[-1]:.4g}, {which} {len(values):,}"))
     else:
-        rows.append(("singular values", "too close to each other to tell the largest"))
+        rows.append(("singular values", "not known: too close to each other, or too large or small"))
     if rank is not None:
         rows.append(("effective rank", f"{rank:,.4g} of {min(P * m, n):,} (squared norm / squared largest)"))
     return rows
+
+
+def _figure(number: float | None, digits: int = 4) -> str:
+    return "(not a finite number)" if number is None else f"{number:.{digits}g}"
 
 
 def status(found: Status) -> None:

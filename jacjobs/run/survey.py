@@ -58,7 +58,7 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
     chunk = TRIAL_CHUNK if estimator.safe(TRIAL_CHUNK) else 1
     if chunk > 1:  # whatever it is, it fits: what does not work need not be looked at any closer
         verdicts = try_strategies(problem, names, chunk=chunk)
-    outdone = _outdone(problem, names, verdicts) if estimator.many_calls else {}
+    outdone = _outdone(problem, names, verdicts) if estimator.call_bound else {}
     with warnings.catch_warnings(action="ignore"):
         for name in names:
             tried = verdicts.get(name, Verdict())

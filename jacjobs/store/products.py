@@ -117,22 +117,32 @@ class Source:
         stacked: NDArray[Any] = J.reshape(-1, J.shape[2])
         return stacked
 
-    def squared(self, v: NDArray[Any]) -> NDArray[Any]:
-        """Jᵀ J v of all points' rows, stacked: v of shape (n,) or (n, k), the result (n, k), in float64.
+    @property
+    def whole_rows(self) -> bool:
+        """Whether each record is a row of J."""
+        return self._by_rows and self._parts.stripe is None
 
-        One pass where a record is a whole row, else two. Products are made in the precision of J.
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That products are made in."""
+        return self._dtype
+
+    def squared(self, v: NDArray[Any]) -> NDArray[Any]:
+        """Jᵀ J v of all points' rows, stacked, in float64: v of shape (n,) or (n, k), the result (n, k).
+
+        One pass where records are whole rows; else two, and a vector of P·m for each of v.
         """
-        v = np.asarray(v).astype(self._dtype).reshape(1, len(v), -1)
+        v = np.asarray(v, np.float64).reshape(1, len(v), -1)
+        if not self.whole_rows:
+            twice: NDArray[Any] = self.by_rows(self.by_columns(v, total=False), total=True)[0]
+            return twice
 
         def kernel(_: Overlap, values: NDArray[Any]) -> NDArray[Any]:
-            made: NDArray[Any] = np.matmul(values.transpose(0, 2, 1), np.matmul(values, v))
+            exact = values.astype(np.float64)
+            made: NDArray[Any] = np.matmul(exact.transpose(0, 2, 1), np.matmul(exact, v))
             return made
 
-        if self._by_rows and self._parts.stripe is None:
-            total = self._summed(kernel, v.shape[1], v, True, axis=2)
-        else:
-            total = self.by_rows(self.by_columns(v, total=False), total=True)
-        squared: NDArray[Any] = total[0].astype(np.float64, copy=False)
+        squared: NDArray[Any] = self._summed(kernel, v.shape[1], v, True, axis=2)[0]
         return squared
 
     def gram(self, memory_bytes: int) -> NDArray[Any]:

@@ -292,7 +292,9 @@ class JacobianDataset:
 
     def portrait(self) -> Portrait:
         """Norms, extremes, zeros, and the largest absolute value in each of a few hundred thousand cells: one
-        pass over what is there, in bounded memory.
+        pass over what is there. Takes memory for a number for each point, row and column, and little more.
+
+        Raises TooLargeError where these are too many.
         """
         from jacjobs.store.portrait import portrait_of
 
@@ -300,7 +302,8 @@ class JacobianDataset:
 
     def singular_values(self, count: int = 32) -> Spectrum:
         """Of the (P·m) × n matrix of all points' rows: all if it is small, else at most `count` of the
-        largest, those that some ten passes over J find to 1%.
+        largest: from the first that is not found to 1% on, none is given. Streamed, in nine passes over J,
+        or twice as many where records are no whole rows.
 
         Raises StoreError where some of J is not there yet, ValueError where it is not finite.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,15 @@ def summary_of(J: JacobianDataset, portrait: Portrait, spectrum: Spectrum | None
     if portrait.entries:
         content["nonfinite"] = portrait.nonfinite
         content["zeros"] = portrait.zeros / portrait.entries
-        content["min"], content["max"] = portrait.low, portrait.high
-        content["norm"] = portrait.norm
+        content["min"], content["max"] = _number(portrait.low), _number(portrait.high)
+        content["norm"] = _number(portrait.norm)
         content["largest"] = portrait.largest
         for name in ("point", "row", "column"):
             norms: Floats = getattr(portrait, f"{name}_norms")
             content[f"{name}_norms"] = {
-                "min": float(norms.min()),
-                "median": float(np.median(norms)),
-                "max": float(norms.max()),
+                "min": _number(norms.min()),
+                "median": _number(np.median(norms)),
+                "max": _number(norms.max()),
                 "largest": int(norms.argmax()),
             }
     if spectrum is not None:
@@ -76,11 +77,19 @@ def effective_rank(portrait: Portrait, spectrum: Spectrum) -> float | None:
     Source: M. Rudelson, R. Vershynin, "Sampling from large matrices", J. ACM 54 (2007), as the numerical or
     stable rank.
     """
-    if not portrait.norm:
+    values = spectrum.values
+    if portrait.zeros == portrait.entries:
         return 0.0
-    if not len(spectrum.values):
+    if not len(values) or not values[0]:
         return None
-    return max(1.0, float((portrait.norm / spectrum.values[0]) ** 2))
+    if spectrum.complete:
+        return float(np.square(values / values[0]).sum())
+    return _number(max(1.0, float((portrait.norm / values[0]) ** 2)))
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no others."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _segments(segments: Sequence[Segment], norms: Floats) -> list[dict[str, Any]]:
@@ -88,7 +97,7 @@ def _segments(segments: Sequence[Segment], norms: Floats) -> list[dict[str, Any]
     return [
         {
             **segment.model_dump(mode="json"),
-            "norm": float(np.linalg.norm(norms[segment.start : segment.stop])),
+            "norm": _number(float(np.linalg.norm(norms[segment.start : segment.stop]))),
         }
         for segment in segments
     ]

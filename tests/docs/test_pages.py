@@ -19,6 +19,7 @@ import typer
 import yaml
 
 from jacjobs.cli.app import app, main
+from jacjobs.errors import InputError
 from jacjobs.jobspec import parse_job
 from tests.conftest import JOBS
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, blocks
@@ -204,13 +205,24 @@ def test_the_keys_and_defaults_of_the_readme_are_those_of_job_files() -> None:
             assert set(content[section]) == set(keys), f"README.md: {section}"
 
 
-def test_a_command_that_does_not_exist_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_work_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def far() -> Head:
         raise AssertionError
 
     block = Block("page", 1, "sh", "")
-    for line in ("jacjobs shwo run", "jacjobs show nowhere", "rm -r /tmp/x", "jacjobs plan s3://x --bad"):
-        with pytest.raises((AssertionError, Exception)):
+    wrong = {
+        "jacjobs shwo run": "shwo",
+        "jacjobs show nowhere": "nowhere",
+        "rm -r folder": "nobody says",
+        "jacjobs plan s3://x --bad": "No such option: --bad",
+        "jacjobs shwo s3://x": "shwo",
+        "make nothing-like-it": "nothing-like-it",
+        "ray start --had": "--had",
+    }
+    for line, words in wrong.items():
+        with pytest.raises(Exception, match=words):
             run_command(block, line.split(), far, monkeypatch)
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_python(Block("page", 1, "python", "1 / 0"), {})
+    with pytest.raises(InputError, match="'name' is missing"):
+        look_at_job(Block("page", 1, "yaml", "nmae: x\nproblem: x.py:y\noutput: {path: z}\n"))

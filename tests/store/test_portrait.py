@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,14 @@ def test_figures_are_numpys(
         assert found.largest is None
 
 
-def small(path: Path, J: np.ndarray, form: Form = Form(), without: int | None = None) -> JacobianDataset:  # noqa: B008
+def small(
+    path: Path,
+    J: np.ndarray,
+    form: Form = Form(),  # noqa: B008
+    without: int | None = None,
+    plain: bool = False,
+) -> JacobianDataset:
+    """With columns a and b, or, if `plain`, x alone."""
     P, m, n = J.shape
     shape = JacobianShape(
         points=P,
@@ -85,7 +93,7 @@ def small(path: Path, J: np.ndarray, form: Form = Form(), without: int | None = 
         columns=n,
         dtype=str(J.dtype),
         outputs=segments_of([("y", (m,))]),
-        inputs=segments_of([("a", (2,)), ("b", (n - 2,))]),
+        inputs=segments_of([("x", (n,))] if plain else [("a", (2,)), ("b", (n - 2,))]),
     )
     folder = write_dataset(path, shape, J, form, run="aa", without=without, finished=without is None)
     return open_run(folder.uri)
@@ -144,6 +152,8 @@ SPECTRA = {
     "three": np.array([5.0, 3.0, 1.0] + [0.0] * 297),
     "flat": np.ones(300),
     "noise": np.linalg.svd(np.random.default_rng(1).standard_normal((400, 300)), compute_uv=False) / 40,
+    "uneven": np.sort(np.exp(np.random.default_rng(2).standard_normal(300)))[::-1],
+    "tiny": 1e-120 * np.arange(1, 301) ** -1.0,
 }
 
 
@@ -165,8 +175,52 @@ def test_the_largest_singular_values_of_a_large_one(
     assert not found.complete
     assert (np.diff(found.values) <= 1e-12).all()
     np.testing.assert_allclose(found.values, values[: len(found.values)], rtol=0.01)
-    least = {"slow": 20, "steep": 4, "three": 3, "flat": 1, "noise": 0}
+    least = {"slow": 20, "steep": 4, "three": 3, "flat": 1, "noise": 0, "uneven": 3, "tiny": 20}
     assert len(found.values) >= least[spectrum_name]
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("columns", [1, 4, 9, 60, 200])
+@pytest.mark.parametrize("form", [Form(), Form(layout="columns")])
+def test_of_many_rows_and_few_columns_in_single_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, columns: int, size: float
+) -> None:
+    """Squares of such entries are beyond float32."""
+    monkeypatch.setattr(spectrum, "ALL_ENTRIES", 0)
+    J = (size * 2.0 ** -np.arange(columns) * np.random.default_rng(0).standard_normal((500, columns))).astype(
+        np.float32
+    )
+    found = small(tmp_path / "run", J.reshape(5, 100, columns), form, plain=True).singular_values()
+    expected = np.linalg.svd(J.astype(float), compute_uv=False)
+    assert found.complete == (columns <= 128)
+    assert len(found.values) >= min(columns, 10)
+    known = expected[: len(found.values)]
+    np.testing.assert_allclose(found.values, known, rtol=0.01, atol=3e-7 * known[0])
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e160])
+def test_what_float64_cannot_square_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float
+) -> None:
+    J = size * np.random.default_rng(0).standard_normal((1, 300, 250))
+    dataset = small(tmp_path / "run", J)
+    shown = dataset.summary()
+    rank = np.linalg.norm(J / size) ** 2 / np.linalg.norm(J[0] / size, 2) ** 2
+    assert shown["singular_values"]["effective_rank"] == pytest.approx(rank)
+    json.dumps(shown, allow_nan=False)
+    monkeypatch.setattr(spectrum, "ALL_ENTRIES", 0)
+    shown = dataset.summary()
+    assert shown["singular_values"] == {"values": [], "complete": False, "effective_rank": None}
+    json.dumps(shown, allow_nan=False)
+
+
+def test_vectors_that_are_too_long_are_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where records are no whole rows, one is as long as all rows."""
+    monkeypatch.setattr(spectrum, "ALL_ENTRIES", 0)
+    monkeypatch.setattr(spectrum, "MOST_BYTES", 8 * 500)
+    J = np.random.default_rng(0).standard_normal((6, 100, 200))
+    assert len(small(tmp_path / "rows", J).singular_values().values)
+    assert not len(small(tmp_path / "columns", J, Form(layout="columns")).singular_values().values)
 
 
 def test_singular_values_in_single_precision_of_a_wide_one(

@@ -83,14 +83,27 @@ def count_axis(axis: Any) -> None:
     axis.set_minor_formatter(ticker().NullFormatter())
 
 
+def exponents(low: float, high: float) -> list[float]:
+    """Of at most ten round numbers between 10**low and 10**high."""
+    if high - low > 2:
+        step = math.ceil((high - low) / 9)
+        return [float(e) for e in range(math.ceil(low), math.floor(high) + 1) if e % step == 0]
+    round_ones = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    ticks = [
+        e + math.log10(number) for e in range(math.floor(low), math.ceil(high) + 1) for number in round_ones
+    ]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside if len(inside) > 1 else [low, high]
+
+
 def log_axis(axis: Any) -> None:
     """Ticks of a logarithmic axis whose limits are set: few, and as numbers, 0.001 or 2e+06."""
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
+    decades = math.log10(high) - math.log10(low)
     # matplotlib's own labels all of 2, 3, 4, … where there are few decades, one on the other.
     subs = (1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
     axis.set_major_locator(ticker().LogLocator(subs=subs, numticks=8))
-    digits = max(3, math.ceil(-math.log10(max(1e-9, high / low - 1))) + 2)
+    digits = max(3, math.ceil(-math.log10(max(1e-9, 10 ** min(decades, 9) - 1))) + 2)
     axis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:.{digits}g}"))
     axis.set_minor_formatter(ticker().NullFormatter())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.cli.plots.canvas import BLUE, VERMILION, count_axis, log_axis, new_figure, ticker
+from jacjobs.cli.plots.canvas import BLUE, VERMILION, count_axis, exponents, log_axis, new_figure, ticker
 
 if TYPE_CHECKING:
     from jacjobs.shape import Segment
@@ -28,6 +28,7 @@ DECADES = 12
 ZERO, NONFINITE, MISSING = "#dddddd", VERMILION, "white"
 IMAGES, IMAGE_POINTS = 10, 3
 SMALLEST_IMAGE, MOST_CHANNELS = 4, 4
+TINY = float(np.finfo(np.float64).tiny)
 CHARACTER = 0.075
 """Inches that a character of a label takes."""
 
@@ -35,7 +36,7 @@ CHARACTER = 0.075
 def draw(J: JacobianDataset, figures: Portrait, spectrum: Spectrum | None) -> Any:
     """A matplotlib figure of 1,200 pixels' width. Raises InputError where matplotlib is missing."""
     images = [] if J.missing else _images(J)
-    if spectrum is not None and np.count_nonzero(spectrum.values) < 2:
+    if spectrum is not None and np.count_nonzero(spectrum.values > TINY) < 2:
         spectrum = None
     rows = [MAP_HEIGHT]
     if spectrum is not None or J.points > 1:
@@ -72,7 +73,7 @@ def draw(J: JacobianDataset, figures: Portrait, spectrum: Spectrum | None) -> An
 
 def _map(place: Any, J: JacobianDataset, figures: Portrait) -> None:
     """The largest |J| in each cell, with the norms of columns above and of rows beside it."""
-    from matplotlib.colors import ListedColormap, LogNorm
+    from matplotlib.colors import ListedColormap
 
     P, m, n = J.shape
     down = P * m if figures.stacked else m
@@ -94,18 +95,20 @@ def _map(place: Any, J: JacobianDataset, figures: Portrait) -> None:
             mask, cmap=ListedColormap([colour]), extent=extent, aspect="auto", interpolation="nearest"
         )
     if sizes.size:
-        high = float(sizes.max())
-        low = max(float(sizes.min()), high * 10.0**-DECADES)
-        norm = LogNorm(low if low < high else high / 10, high)
-        shown = np.ma.masked_where(~(np.isfinite(cells) & (cells > 0)), cells)
+        # Exponents are drawn, not sizes: matplotlib's own logarithm fails where float32 ends.
+        shown = np.log10(np.ma.masked_where(~(np.isfinite(cells) & (cells > 0)), cells))
+        high = float(shown.max())
+        low = max(float(shown.min()), high - DECADES)
+        limits = {"vmin": low if low < high else high - 1, "vmax": high}
         image = main.imshow(
-            shown, cmap="viridis", norm=norm, extent=extent, aspect="auto", interpolation="nearest"
+            shown, cmap="viridis", **limits, extent=extent, aspect="auto", interpolation="nearest"
         )
         bar = main.figure.colorbar(
-            image, cax=place(0, 0.92, 0.935, 0.95, 0.6), extend="min" if sizes.min() < low else "neither"
+            image, cax=place(0, 0.92, 0.935, 0.95, 0.6), extend="min" if shown.min() < low else "neither"
         )
         bar.outline.set_visible(False)
-        log_axis(bar.ax.yaxis)
+        ticks = exponents(limits["vmin"], limits["vmax"])
+        bar.set_ticks(ticks, labels=[f"{10**tick:.3g}" for tick in ticks])
     main.set_xlim(-0.5, n - 0.5)
     main.set_ylim(down - 0.5, -0.5)
     if m == 1 and P > 1:
@@ -244,7 +247,7 @@ def _spectrum(axes: Any, J: JacobianDataset, spectrum: Spectrum) -> None:
     numbers = np.arange(1, len(values) + 1)
     count = f"all {len(values):,}" if spectrum.complete else f"the {len(values):,} largest"
     axes.set_title(f"singular values of J, {P * m:,} × {n:,}: {count}", loc="left", fontsize=10)
-    positive = values > 0
+    positive = values > TINY
     axes.plot(numbers[positive], values[positive], ".-", color=BLUE, markersize=4, linewidth=1)
     axes.set_yscale("log")
     log_axis(axes.yaxis)
