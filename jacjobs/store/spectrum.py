@@ -14,8 +14,8 @@ from jacjobs.store.products import Source
 
 ALL_ENTRIES, ALL_VALUES = 1 << 25, 2048
 """A matrix of no more entries, and no more rows or columns, is decomposed in memory: some seconds."""
-FEW_COLUMNS = 128
-"""JᵀJ of no more is made in one go, and decomposed."""
+FEW_COLUMNS, GROUPS, FEWEST_COLUMNS = 128, 8, 11
+"""JᵀJ of no more is made and decomposed, if that takes no more groups of vectors; of the fewest always."""
 LARGEST = 32
 """Of any other J, so many are looked for."""
 BLOCK_BYTES, MOST_BYTES = 64 << 20, 512 << 20
@@ -60,15 +60,17 @@ def spectrum_of(source: Source, shape: tuple[int, int, int], count: int = LARGES
     if 8 * longest > MOST_BYTES:
         return _NOTHING
     with np.errstate(over="ignore", invalid="ignore"):
-        if n <= FEW_COLUMNS:
-            square = source.squared(np.eye(n))
+        step = max(1, BLOCK_BYTES // (8 * longest))
+        if n <= max(FEWEST_COLUMNS, min(FEW_COLUMNS, GROUPS * step)):
+            one = np.eye(n)
+            square = np.hstack([source.squared(one[:, i : i + step]) for i in range(0, n, step)])
             if not np.isfinite(square).all():
                 return _NOTHING
             squares = np.linalg.eigvalsh(square)[::-1]
             # A product with JᵀJ is right to rounding of float64: of a value, half of the digits are.
             values = _cleaned(np.sqrt(np.maximum(squares, 0)), (n * np.finfo(np.float64).eps) ** 0.5)
             return Spectrum(values[: min(P * m, n)], complete=True)
-        return _largest(source, n, max(1, min(count, P * m, n // 6, BLOCK_BYTES // (8 * longest))))
+        return _largest(source, n, max(1, min(count, P * m, n // 6, step)))
 
 
 def _largest(source: Source, n: int, count: int) -> Spectrum:
