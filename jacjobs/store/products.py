@@ -139,7 +139,8 @@ class Source:
 
         def kernel(_: Overlap, values: NDArray[Any]) -> NDArray[Any]:
             exact = values.astype(np.float64)
-            made: NDArray[Any] = np.matmul(exact.transpose(0, 2, 1), np.matmul(exact, v))
+            with np.errstate(over="ignore", invalid="ignore"):
+                made: NDArray[Any] = np.matmul(exact.transpose(0, 2, 1), np.matmul(exact, v))
             return made
 
         squared: NDArray[Any] = self._summed(kernel, v.shape[1], v, True, axis=2)[0]
