@@ -27,6 +27,8 @@ TOLERANCE = 0.01
 ENOUGH = 1e-9
 """The iteration ends where all ‖JᵀJx − v²x‖ are below this part of ‖JᵀJx‖ for a random x."""
 
+EPS = float(np.finfo(np.float64).eps)
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -52,10 +54,11 @@ def spectrum_of(source: Source, shape: tuple[int, int, int], count: int = LARGES
     preconditioned conjugate gradient method", SIAM J. Sci. Comput. 23 (2001).
     """
     P, m, n = shape
-    eps = float(np.finfo(source.dtype).eps)
     if P * m * n <= ALL_ENTRIES and min(P * m, n) <= ALL_VALUES:
         values = np.linalg.svd(source.matrix().astype(np.float64), compute_uv=False)
-        return Spectrum(_cleaned(values, max(P * m, n) * eps), complete=True)
+        # Entries are right to `eps` of each at best, and the decomposition to that of float64.
+        of_entries = float(np.finfo(source.dtype).eps * np.linalg.norm(values / (values[0] or 1.0)))
+        return Spectrum(_cleaned(values, max(of_entries, max(P * m, n) * EPS)), complete=True)
     longest = n if source.whole_rows else max(n, P * m)
     if 8 * longest > MOST_BYTES:
         return _NOTHING
@@ -68,7 +71,7 @@ def spectrum_of(source: Source, shape: tuple[int, int, int], count: int = LARGES
                 return _NOTHING
             squares = np.linalg.eigvalsh(square)[::-1]
             # A product with JᵀJ is right to rounding of float64: of a value, half of the digits are.
-            values = _cleaned(np.sqrt(np.maximum(squares, 0)), (n * np.finfo(np.float64).eps) ** 0.5)
+            values = _cleaned(np.sqrt(np.maximum(squares, 0)), (n * EPS) ** 0.5)
             return Spectrum(values[: min(P * m, n)], complete=True)
         return _largest(source, n, max(1, min(count, P * m, n // 6, step)))
 
@@ -99,5 +102,5 @@ _NOTHING = Spectrum(np.zeros(0), complete=False)
 
 
 def _cleaned(values: NDArray[Any], rounding: float) -> NDArray[Any]:
-    """With 0 for what is no more than rounding of the largest, as `numpy.linalg.matrix_rank` counts."""
+    """With 0 for what is no more than rounding of the largest."""
     return np.where(values > rounding * values.max(initial=0), values, 0.0)

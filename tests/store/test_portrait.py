@@ -135,6 +135,18 @@ def test_the_effective_rank(tmp_path: Path, J: np.ndarray, rank: float) -> None:
     assert shown["largest"] == (None if rank == 0 else (0, 0, 0))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_rounding_leaves_is_zero_and_nothing_else(tmp_path: Path, dtype: type) -> None:
+    """Ten values down to 1e-4 of the largest, of 20: rows that are many do not hide the small ones."""
+    chance = np.random.default_rng(0)
+    U, V = (np.linalg.qr(chance.standard_normal((size, 10)))[0] for size in (20_000, 20))
+    expected = np.geomspace(1, 1e-4, 10)
+    J = ((U * expected) @ V.T).astype(dtype)
+    found = small(tmp_path / "run", J.reshape(20, 1000, 20)).singular_values()
+    np.testing.assert_allclose(found.values[:10], expected, rtol=1e-3)
+    assert not found.values[10:].any()
+
+
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 @pytest.mark.parametrize(("points", "rows", "columns"), [(3, 5, 70), (40, 7, 30)])
 def test_all_singular_values_of_a_small_one(

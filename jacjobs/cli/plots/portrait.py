@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 WIDTH = 12.0
 """Inches."""
-MAP_HEIGHT, CURVES_HEIGHT, IMAGE_HEIGHT, GAP = 6.4, 2.9, 1.25, 0.3
+TITLE, MAP_HEIGHT, CURVES_HEIGHT, IMAGE_HEIGHT, GAP = 0.5, 6.4, 2.9, 1.25, 0.3
 LEFT, RIGHT = 0.08, 0.97
 """Of all axes, in fractions of the width."""
 DECADES = 12
 """Of the colours, at most: what is smaller has the colour of the smallest."""
-ZERO, NONFINITE, MISSING = "#dddddd", VERMILION, "white"
+ZERO, NONFINITE = "#dddddd", VERMILION
+LINES = 40
+"""Between points, at most."""
 IMAGES, IMAGE_POINTS = 10, 3
 SMALLEST_IMAGE, MOST_CHANNELS = 4, 4
 TINY = float(np.finfo(np.float64).tiny)
@@ -38,112 +40,124 @@ def draw(J: JacobianDataset, figures: Portrait, spectrum: Spectrum | None) -> An
     images = [] if J.missing else _images(J)
     if spectrum is not None and np.count_nonzero(spectrum.values > TINY) < 2:
         spectrum = None
-    rows = [MAP_HEIGHT]
-    if spectrum is not None or J.points > 1:
-        rows.append(CURVES_HEIGHT)
+    curves = spectrum is not None or J.points > 1
+    page = _Page([MAP_HEIGHT, CURVES_HEIGHT * curves, (IMAGE_HEIGHT * len(images) + 0.2) * bool(images)])
+    size = " × ".join(f"{length:,}" for length in J.shape)
+    page.write(f"{_short(J.record.name, 60)}: J is {size} {J.dtype}", 0.12, size=13, va="top")
+    _map(page, J, figures)
+    if spectrum is not None:
+        _spectrum(page.axes(1, LEFT, 0.51 if J.points > 1 else RIGHT, 0.25, 0.55), J, spectrum)
+    if J.points > 1:
+        _points(page.axes(1, LEFT if spectrum is None else 0.59, RIGHT, 0.25, 0.55), figures)
     if images:
-        rows.append(IMAGE_HEIGHT * len(images) + 0.2)
-    height = sum(rows) + GAP * len(rows) + 0.5
-    figure = new_figure(WIDTH, height)
-    P, m, n = J.shape
-    figure.text(
-        LEFT, 1 - 0.12 / height, f"{J.record.name}: J is {P:,} × {m:,} × {n:,} {J.dtype}", va="top", size=13
-    )
-    tops = np.cumsum([0.5, *(row + GAP for row in rows)])
+        _draw_images(page, images)
+    return page.figure
 
-    def place(row: int, left: float, right: float, top: float = 0.0, bottom: float = 0.0) -> Any:
-        """Axes in a row of the figure: fractions of its width, inches from its top and bottom."""
-        low = tops[row] + rows[row] - bottom
-        return figure.add_axes((left, 1 - low / height, right - left, (low - tops[row] - top) / height))
 
-    _map(place, J, figures)
-    if len(rows) > 1 and rows[1] == CURVES_HEIGHT:
-        split = 0.51 if J.points > 1 else RIGHT
-        if spectrum is not None:
-            _spectrum(place(1, LEFT, split, 0.25, 0.55), J, spectrum)
-        if J.points > 1:
-            _points(place(1, LEFT if spectrum is None else 0.59, RIGHT, 0.25, 0.55), figures)
-    if images:
-        _draw_images(figure, tops[-2], height, images)
-    return figure
+class _Page:
+    """A figure of rows, so many inches high; one of no height is left out."""
+
+    def __init__(self, heights: Sequence[float]) -> None:
+        ends = np.cumsum([height + GAP if height else 0.0 for height in heights]) + TITLE
+        self.tops = [TITLE, *ends[:-1]]
+        self.height = float(ends[-1])
+        self._heights = heights
+        self.figure = new_figure(WIDTH, self.height)
+
+    def axes(self, row: int, left: float, right: float, top: float = 0.0, bottom: float = 0.0) -> Any:
+        """In a row: from left to right in fractions of the width, inches from its top and bottom."""
+        low = self.tops[row] + self._heights[row] - bottom
+        high = self.tops[row] + top
+        return self.figure.add_axes((left, 1 - low / self.height, right - left, (low - high) / self.height))
+
+    def write(self, text: str, inches: float, **style: Any) -> None:
+        """At the left, so many inches from the top."""
+        self.figure.text(LEFT, 1 - inches / self.height, text, **style)
 
 
 # -- the matrix --------------------------------------------------------------------------------------------
 
 
-def _map(place: Any, J: JacobianDataset, figures: Portrait) -> None:
+def _map(page: _Page, J: JacobianDataset, figures: Portrait) -> None:
     """The largest |J| in each cell, with the norms of columns above and of rows beside it."""
-    from matplotlib.colors import ListedColormap
-
     P, m, n = J.shape
     down = P * m if figures.stacked else m
     row_norms: NDArray[np.float64] | None = figures.row_norms
     if figures.stacked and P > 1:
         row_norms = figures.point_norms if m == 1 else None
     right = 0.9 if row_norms is None else 0.8
-    main = place(0, LEFT, right, 0.95, 0.6)
-    above = place(0, LEFT, right, 0.25, MAP_HEIGHT - 0.85)
-    cells = figures.cells
-    sizes = cells[np.isfinite(cells) & (cells > 0)]
-    extent = (-0.5, n - 0.5, down - 0.5, -0.5)
-    for colour, where in (
-        (ZERO, cells == 0),
-        (NONFINITE, np.isinf(cells)),
-    ):
-        mask = np.ma.masked_where(~where, np.ones_like(cells))
-        main.imshow(
-            mask, cmap=ListedColormap([colour]), extent=extent, aspect="auto", interpolation="nearest"
-        )
-    if sizes.size:
-        # Exponents are drawn, not sizes: matplotlib's own logarithm fails where float32 ends.
-        shown = np.log10(np.ma.masked_where(~(np.isfinite(cells) & (cells > 0)), cells))
-        high = float(shown.max())
-        low = max(float(shown.min()), high - DECADES)
-        limits = {"vmin": low if low < high else high - 1, "vmax": high}
-        image = main.imshow(
-            shown, cmap="viridis", **limits, extent=extent, aspect="auto", interpolation="nearest"
-        )
-        bar = main.figure.colorbar(
-            image, cax=place(0, 0.92, 0.935, 0.95, 0.6), extend="min" if shown.min() < low else "neither"
-        )
-        bar.outline.set_visible(False)
-        ticks = exponents(limits["vmin"], limits["vmax"])
-        bar.set_ticks(ticks, labels=[f"{10**tick:.3g}" for tick in ticks])
+    main = page.axes(0, LEFT, right, 0.95, 0.6)
     main.set_xlim(-0.5, n - 0.5)
     main.set_ylim(down - 0.5, -0.5)
-    if m == 1 and P > 1:
-        main.set_ylabel("point", fontsize=10)
-    elif down > m or len(J.outputs) == 1:
-        _label(main.set_ylabel, "row", J.outputs, ", one point below the other" if down > m else "")
-    _label(main.set_xlabel, "column", J.inputs)
-    _whole(main.xaxis)
-    _whole(main.yaxis)
-    _mark(main, J.inputs, horizontal=True)
-    if down == m:
-        _mark(main, J.outputs, horizontal=False)
-    elif P <= 40 and m > 1:
-        for point in range(1, P):
-            main.axhline(point * m - 0.5, color="white", linewidth=0.6)
-    some = "of all points" if P > 1 and not figures.stacked else ""
-    legend = [
-        f"{name}: {meaning}"
-        for name, meaning, there in (
-            ("grey", "exactly zero", (cells == 0).any()),
-            ("red", "NaN or infinite", np.isinf(cells).any()),
-            ("white", "not there yet", np.isnan(cells).any()),
-        )
-        if there
-    ]
-    squeezed = (down, n) != cells.shape
-    cell = (
-        f"largest |entry| {some} in each of {cells.shape[0]:,} × {cells.shape[1]:,} cells"
-        if squeezed
-        else (f"|entry|, the largest {some}" if some else "|entry|")
-    )
-    above.set_title("; ".join([cell.replace("  ", " "), *legend]), loc="left", fontsize=10, pad=8)
+    _cells(page, main, figures.cells)
+    _name(main, J, down)
+    above = page.axes(0, LEFT, right, 0.25, MAP_HEIGHT - 0.85)
+    above.set_title(_legend(figures, (down, n)), loc="left", fontsize=10, pad=8)
     _strip(above, figures.column_norms, horizontal=True)
     if row_norms is not None:
-        _strip(place(0, right + 0.012, 0.89, 0.95, 0.6), row_norms, horizontal=False)
+        _strip(page.axes(0, right + 0.012, 0.89, 0.95, 0.6), row_norms, horizontal=False)
+
+
+def _cells(page: _Page, axes: Any, cells: NDArray[np.float64]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    style = {
+        "extent": (*axes.get_xlim(), *axes.get_ylim()),
+        "aspect": "auto",
+        "interpolation": "nearest",
+    }
+    for colour, where in ((ZERO, cells == 0), (NONFINITE, np.isinf(cells))):
+        mask = np.ma.masked_where(~where, np.ones_like(cells))
+        axes.imshow(mask, cmap=ListedColormap([colour]), **style)
+    coloured = np.isfinite(cells) & (cells > 0)
+    if not coloured.any():
+        return
+    # Exponents are drawn, not sizes: matplotlib's own logarithm fails where float32 ends.
+    shown = np.log10(np.ma.masked_where(~coloured, cells))
+    least, high = float(shown.min()), float(shown.max())
+    low = max(least, high - DECADES) if least < high else high - 1
+    image = axes.imshow(shown, cmap="viridis", vmin=low, vmax=high, **style)
+    beside = page.axes(0, 0.92, 0.935, 0.95, 0.6)
+    bar = page.figure.colorbar(image, cax=beside, extend="min" if least < low else "neither")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9)
+    ticks = exponents(low, high)
+    bar.set_ticks(ticks, labels=[f"{10**tick:.3g}" for tick in ticks])
+
+
+def _name(axes: Any, J: JacobianDataset, down: int) -> None:
+    """What goes down and to the right; segments, or points that stand below each other."""
+    P, m, _ = J.shape
+    _whole(axes.xaxis)
+    _whole(axes.yaxis)
+    _label(axes.set_xlabel, "column", J.inputs)
+    _mark(axes, J.inputs, horizontal=True)
+    if m == 1 and P > 1:
+        axes.set_ylabel("point", fontsize=10)
+    elif down > m:
+        _label(axes.set_ylabel, "row", J.outputs, ", one point below the other")
+        for point in range(1, P) if P <= LINES else ():
+            axes.axhline(point * m - 0.5, color="white", linewidth=0.6)
+    else:
+        if len(J.outputs) == 1:
+            _label(axes.set_ylabel, "row", J.outputs)
+        _mark(axes, J.outputs, horizontal=False)
+
+
+def _legend(figures: Portrait, size: tuple[int, int]) -> str:
+    """What the colours are of."""
+    cells, P = figures.cells, figures.shape[0]
+    words = "|entry|" if cells.shape == size else "largest |entry|"
+    if P > 1 and not figures.stacked:
+        words = "largest |entry| of all points"
+    if cells.shape != size:
+        words += f" in each of {cells.shape[0]:,} × {cells.shape[1]:,} cells"
+    colours = (
+        ("grey", "exactly zero", (cells == 0).any()),
+        ("red", "NaN or infinite", np.isinf(cells).any()),
+        ("white", "not there yet", np.isnan(cells).any()),
+    )
+    return "; ".join([words, *(f"{colour}: {meaning}" for colour, meaning, there in colours if there)])
 
 
 def _strip(axes: Any, norms: NDArray[np.float64], *, horizontal: bool) -> None:
@@ -322,25 +336,19 @@ def _title(point: int, row: int, channel: int, shape: tuple[int, int, int], chan
     return "\n".join(words) if len(words) < 3 else f"{words[0]}\n{words[1]}, {words[2]}"
 
 
-def _draw_images(
-    figure: Any, top: float, height: float, lines: Sequence[Sequence[tuple[str, NDArray[Any]]]]
-) -> None:
+def _draw_images(page: _Page, lines: Sequence[Sequence[tuple[str, NDArray[Any]]]]) -> None:
     """Each line of images has its own scale, the same to both sides of zero."""
-    figure.text(
-        LEFT,
-        1 - (top + 0.1) / height,
-        "rows of J as images, each line with its own scale: blue is negative, white zero, red positive",
-        size=10,
-        va="bottom",
-    )
+    top = page.tops[2]
+    what = "rows of J as images, each line with its own scale: blue is negative, white zero, red positive"
+    page.write(what, top + 0.1, size=10, va="bottom")
     for i, line in enumerate(lines):
         width = (RIGHT - LEFT) / max(IMAGES, len(line))
         most = max(float(np.nanmax(np.abs(image))) for _, image in line) or 1.0
+        above = IMAGE_HEIGHT * i + 0.6
+        below = IMAGE_HEIGHT * len(lines) + 0.2 - (IMAGE_HEIGHT * (i + 1) + 0.15)
         for k, (title, image) in enumerate(line):
-            low = 1 - (top + IMAGE_HEIGHT * (i + 1) + 0.15) / height
-            axes = figure.add_axes(
-                (LEFT + k * width + 0.004, low, width - 0.008, (IMAGE_HEIGHT - 0.45) / height)
-            )
+            left = LEFT + k * width
+            axes = page.axes(2, left, left + width - 0.008, above, below)
             axes.imshow(image, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
             axes.set_title(title, fontsize=8, pad=2)
             axes.set_xticks([])
