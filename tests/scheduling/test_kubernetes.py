@@ -85,6 +85,7 @@ def test_the_schema_notices_what_is_wrong() -> None:
 STUB = """#!/bin/sh
 echo "$@" >> "$LOG"
 trap 'echo term >> "$LOG"; exit 75' TERM
+if [ -n "$TELLS" ]; then kill -TERM $PPID; fi
 if [ -n "$HOLD" ]; then
   touch "$HOLD"
   while [ -e "$HOLD" ]; do sleep 0.05; done
@@ -101,7 +102,7 @@ def container(tmp_path: Path) -> dict[str, str]:
     stub.write_text(STUB)
     stub.chmod(0o755)
     return {
-        "PATH": f"{stub.parent}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "HOLD": ""
+        "PATH": f"{stub.parent}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "HOLD": "", "TELLS": ""
     }  # fmt: skip
 
 
@@ -131,6 +132,19 @@ def test_a_pod_that_is_told_to_end_passes_it_on_and_waits(
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) == 75
     assert Path(container["LOG"]).read_text().endswith("latest\nterm\n")
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_a_pod_that_is_told_to_end_as_it_begins_passes_it_on(
+    shell: str, container: dict[str, str], tmp_path: Path
+) -> None:
+    """Perhaps before the shell knows whom to tell."""
+    made = document(cron_jobs([scheduled()], PODS))
+    script = made["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["command"][2]
+    environment = {**container, "TELLS": "yes", "HOLD": str(tmp_path / "hold"), "CODE": "0"}
+    for _ in range(40):
+        done = subprocess.run([shell, "-c", script], env=environment, check=False, timeout=20)
+        assert done.returncode == 75
 
 
 # -- the schedule, as their parser reads it ------------------------------------------------------------------

@@ -26,11 +26,12 @@ _JOBS, _WORK = "/jobs", "/work"
 _FAILED_FOR_GOOD = [2, 3, 4]
 _POLICIES = {"forbid": "Forbid", "replace": "Replace", "allow": "Allow"}
 
-# Shells wait no longer once a signal has come: then it waits again.
+# Shells wait no longer once a signal has come: then it waits again. It may come before there is whom to tell.
 _WRAPPER = """\
-trap 'stopping=yes; kill -TERM "$run"' TERM
+trap 'stopping=yes; if [ -n "${{run-}}" ]; then kill -TERM "$run"; fi' TERM
 {command} &
 run=$!
+if [ -n "${{stopping-}}" ]; then kill -TERM "$run"; fi
 wait "$run"; code=$?
 if [ -n "${{stopping-}}" ]; then wait "$run"; code=$?; fi
 if [ "$code" -eq 77 ]; then code=0; fi
