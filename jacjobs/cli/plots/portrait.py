@@ -113,7 +113,7 @@ def _cells(page: _Page, axes: Any, cells: NDArray[np.float64]) -> None:
     if not coloured.any():
         return
     # Exponents are drawn, not sizes: matplotlib's own logarithm fails where float32 ends.
-    shown = np.log10(np.ma.masked_where(~coloured, cells))
+    shown = np.ma.log10(np.ma.masked_where(~coloured, cells))
     least, high = float(shown.min()), float(shown.max())
     low = max(least, high - DECADES) if least < high else high - 1
     image = axes.imshow(shown, cmap="viridis", vmin=low, vmax=high, **style)
