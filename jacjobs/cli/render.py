@@ -112,19 +112,24 @@ def _candidate_row(candidate: Candidate, chosen: str) -> tuple[str, ...]:
     if candidate.chunk is None or candidate.peak_bytes is None or candidate.seconds is None:
         needed = size(candidate.peak_bytes) if candidate.peak_bytes is not None else ""
         return candidate.strategy, "", needed, "", candidate.reason or "not compared"
-    remarks = [
-        "chosen" if candidate.strategy == chosen else None,
-        "timed" if candidate.timed else None,
-        None if candidate.tried else "not tried: too large to run here",
-        candidate.reason if candidate.slow else None,
-    ]
     return (
         candidate.strategy,
         f"{candidate.chunk:,}",
         size(candidate.peak_bytes),
         duration(candidate.seconds),
-        ", ".join(remark for remark in remarks if remark),
+        remarks(candidate, chosen),
     )
+
+
+def remarks(candidate: Candidate, chosen: str) -> str:
+    """What there is to say of a strategy that was compared."""
+    said = [
+        "chosen" if candidate.strategy == chosen else None,
+        "timed" if candidate.timed else None,
+        None if candidate.tried else "not tried: too large to run here",
+        candidate.reason if candidate.slow else None,
+    ]
+    return ", ".join(remark for remark in said if remark)
 
 
 def tradeoff(measured: Sequence[Reading], made: Plan) -> None:

@@ -88,21 +88,24 @@ def exponents(low: float, high: float) -> list[float]:
     if high - low > 2:
         step = math.ceil((high - low) / 9)
         return [float(e) for e in range(math.ceil(low), math.floor(high) + 1) if e % step == 0]
-    round_ones = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    ticks = [
-        e + math.log10(number) for e in range(math.floor(low), math.ceil(high) + 1) for number in round_ones
-    ]
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    ticks = [e + math.log10(number) for e in decades for number in _round_ones(high - low)]
     inside = [tick for tick in ticks if low <= tick <= high]
     return inside if len(inside) > 1 else [low, high]
+
+
+def _round_ones(decades: float) -> tuple[float, ...]:
+    """Numbers from 1 to 10, for so many decades: matplotlib's own labels all of 2, 3, 4, … where there are
+    few, one on the other.
+    """
+    return (1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
 
 
 def log_axis(axis: Any) -> None:
     """Ticks of a logarithmic axis whose limits are set: few, and as numbers, 0.001 or 2e+06."""
     low, high = axis.get_view_interval()
     decades = math.log10(high) - math.log10(low)
-    # matplotlib's own labels all of 2, 3, 4, … where there are few decades, one on the other.
-    subs = (1,) if decades > 2 else (1, 2, 5) if decades > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    axis.set_major_locator(ticker().LogLocator(subs=subs, numticks=8))
+    axis.set_major_locator(ticker().LogLocator(subs=_round_ones(decades), numticks=8))
     digits = max(3, math.ceil(-math.log10(max(1e-9, 10 ** min(decades, 9) - 1))) + 2)
     axis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:.{digits}g}"))
     axis.set_minor_formatter(ticker().NullFormatter())

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jacjobs.cli.plots.canvas import BLUE, INK, MUTED, ORANGE, PAGE, byte_unit, clipped, new_figure, ticker
+from jacjobs.cli.plots.canvas import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    PAGE,
+    byte_unit,
+    clipped,
+    count_axis,
+    new_figure,
+    ticker,
+)
 
 DOTS, BINS = 32, 80
 """Workers whose memory is a dot each; of more it is a histogram."""
@@ -42,8 +53,7 @@ def memory(peaks: Sequence[tuple[str, int]], predicted: int | None, budget: int 
         axes.axvline(number / unit, color=colour, linewidth=1.6)
     _name_lines(axes, [(n / unit, label, colour) for n, label, colour in lines])
     axes.set_xlabel(f"{name}, the peak of each worker", color=MUTED, fontsize=9)
-    axes.xaxis.set_major_formatter(ticker().FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.xaxis.set_minor_formatter(ticker().NullFormatter())
+    count_axis(axes.xaxis)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(which="both", length=0, labelsize=8.5, labelcolor=INK)
     axes.grid(axis="x", color="0.9")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from jacjobs.planning.planner import Plan
 from jacjobs.shape import JacobianShape, Rectangle
 from jacjobs.store.attempt import Attempt, Failure, Work
-from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.folder import Manifest, RunRecord
 from jacjobs.store.plausible import LARGEST
 from jacjobs.store.reader import open_run
 from jacjobs.store.status import Status, status_of
@@ -105,18 +105,16 @@ class Facts:
 def facts_of(path: str) -> Facts:
     """Raises InputError where there is no run, StoreError where it is damaged."""
     dataset = open_run(path)
-    folder = RunFolder(path)
-    sizes = folder.place.files()
-    attempts = sorted(folder.attempts(dataset.manifest), key=lambda attempt: attempt.number)
+    attempts = sorted(dataset.attempts, key=lambda attempt: attempt.number)
     return Facts(
-        path=folder.uri,
+        path=dataset.path,
         record=dataset.record,
         manifest=dataset.manifest,
         status=status_of(path),
         plan=_plan_of(dataset.record),
         attempts=tuple(_bounded(attempt) for attempt in attempts),
         missing=tuple(dataset.missing),
-        bytes=sum(sizes.get(name, 0) for name in dataset.part_names),
+        bytes=dataset.stored_bytes,
     )
 
 

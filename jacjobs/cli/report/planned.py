@@ -126,18 +126,12 @@ def _candidates(made: Plan) -> Table:
 
 
 def _candidate(candidate: Candidate, made: Plan, most_seconds: float, most_bytes: float) -> tuple[Any, ...]:
-    remarks = [
-        "chosen" if candidate.strategy == made.strategy else None,
-        "timed" if candidate.timed else None,
-        None if candidate.tried else "not tried: too large to run here",
-        candidate.reason if candidate.slow else None,
-    ]
     return (
         candidate.strategy,
         f"{candidate.chunk:,}",
         Bar(size(candidate.peak_bytes), _percent(candidate.peak_bytes, most_bytes)),
         Bar(time(candidate.seconds), _percent(candidate.seconds, most_seconds)),
-        short(", ".join(remark for remark in remarks if remark)),
+        short(render.remarks(candidate, made.strategy)),
     )
 
 
