@@ -31,6 +31,7 @@ class _Bundle:
     writer: PartWriter | SpillWriter
     matrix: NDArray[Any] | None
     lock: threading.RLock = field(default_factory=threading.RLock)
+    given_up: bool = False
     next: int = 0
     early: dict[int, NDArray[np.generic]] = field(default_factory=dict)
 
@@ -44,16 +45,23 @@ class Assembler:
         self._tiling = plan.tiling
         self._form = part_format(plan, metadata)
         self._bundles: dict[int, _Bundle] = {}
+        self._given_up: set[int] = set()
+        self._closed = False
         self._lock = threading.Lock()
 
     def absorb(self, block: BlockId, values: NDArray[np.generic]) -> PartRecord | Literal["spill"] | None:
         """Take a block in: entries of shape (points, lines, width), as `Worker.compute` gives them.
 
         With the last block of a bundle its file is committed; returns the part's record, or "spill".
-        Returns when `values` is needed no more. Raises StoreError where the file cannot be written.
+        Returns when `values` is needed no more. Raises StoreError where the file cannot be written; blocks
+        of that bundle that come later are dropped, as are those of one that was given up.
         """
         bundle = self._bundle(block.bundle)
+        if bundle is None:
+            return None
         with bundle.lock:
+            if bundle.given_up:
+                return None
             try:
                 if bundle.matrix is not None:
                     self._place_in(block, bundle, bundle.matrix, values)
@@ -72,7 +80,8 @@ class Assembler:
             except BaseException:
                 self.abandon(block.bundle)
                 raise
-            self._forget(block.bundle)
+            with self._lock:
+                del self._bundles[block.bundle]
             return record or "spill"
 
     def transpose(self, part: int) -> PartRecord:
@@ -110,13 +119,18 @@ class Assembler:
 
     def abandon(self, number: int) -> None:
         """Give a bundle up and remove what was written of it."""
-        bundle = self._forget(number)
+        with self._lock:
+            self._given_up.add(number)
+            bundle = self._bundles.pop(number, None)
         if bundle is not None:
             with bundle.lock:
+                bundle.given_up = True
                 bundle.writer.discard()
 
     def close(self) -> None:
-        """Give up all bundles that are open."""
+        """Give up all bundles that are open, and open none from now on."""
+        with self._lock:
+            self._closed = True
         for number in list(self._bundles):
             self.abandon(number)
 
@@ -164,8 +178,11 @@ class Assembler:
 
     # -- bundles -------------------------------------------------------------------------------------------
 
-    def _bundle(self, number: int) -> _Bundle:
+    def _bundle(self, number: int) -> _Bundle | None:
+        """None: it was given up."""
         with self._lock:
+            if self._closed or number in self._given_up:
+                return None
             if number not in self._bundles:
                 self._bundles[number] = self._open(self._tiling.bundle(number))
             return self._bundles[number]
@@ -177,10 +194,6 @@ class Assembler:
         if self._tiling.splits_lines:
             matrix = np.empty(self._box(rectangle).extent, self._plan.shape.dtype)
         return _Bundle(PartWriter(self._place, rectangle, self._form), matrix)
-
-    def _forget(self, number: int) -> _Bundle | None:
-        with self._lock:
-            return self._bundles.pop(number, None)
 
 
 def part_format(plan: Plan, metadata: dict[str, str]) -> PartFormat:

@@ -55,7 +55,7 @@ def working_on(job: ScheduledJob, occurrence: datetime) -> Iterator[RunFolder]:
             pass
         lock.release()
 
-    thread = threading.Thread(target=obey)
+    thread = threading.Thread(target=obey, daemon=True)
     thread.start()
     try:
         yield folder

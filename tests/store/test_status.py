@@ -54,7 +54,7 @@ def test_a_run_can_be_watched_and_stopped_by_whoever_sees_its_folder(
         except StoppedError as error:
             errors.append(error)
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     give_up = time.monotonic() + 60
     while not ((found := status_of(run.path)).last and found.last.blocks_done):

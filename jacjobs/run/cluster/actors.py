@@ -128,6 +128,9 @@ class AssemblerActor:
     def sweep(self, point: int) -> None:
         self._assembler.sweep(point)
 
+    def close(self) -> None:
+        self._assembler.close()
+
 
 def _node() -> str:
     """The host, and the node of the cluster: tests have several on one host."""

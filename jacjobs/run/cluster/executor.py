@@ -47,6 +47,8 @@ from jacjobs.run.transposer import TRANSPOSES
 
 ASSEMBLER_THREADS = 2
 GET_TIMEOUT_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+"""What assemblers get to remove files that are half written."""
 LOOK_SECONDS = 2.0
 """How often the cluster is looked at, where the workers follow it."""
 
@@ -133,6 +135,12 @@ class RayExecutor:
             yield from self._events(ref)
 
     def close(self) -> None:
+        """No actor writes any more when this returns, unless its file system hangs."""
+        closed = [
+            actor.close.remote() for name, actor in self._actors.items() if name.startswith("assembler")
+        ]
+        if closed:
+            ray.wait(closed, num_returns=len(closed), timeout=CLOSE_SECONDS, fetch_local=False)
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
