@@ -99,7 +99,8 @@ def time_chunks(
 ) -> tuple[float, float]:
     """Seconds before the first chunk of `block` (a graph, say), and of one chunk: the median of those made.
 
-    Stops after `enough_seconds`, but makes one chunk at least. The copy to the host counts.
+    Stops after `enough_seconds`, but makes two chunks at least, where there are two. The copy to the host
+    counts.
     """
     host = _buffer(problem, block, by_rows=STRATEGIES[strategy].makes == "rows")
     marks = [time.perf_counter()]
@@ -107,7 +108,7 @@ def time_chunks(
         if _on_cuda(problem):
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
-        if marks[-1] - marks[0] > enough_seconds:
+        if len(marks) > 2 and marks[-1] - marks[0] > enough_seconds:
             break
     first, *others = [after - before for before, after in itertools.pairwise(marks)]
     if not others:

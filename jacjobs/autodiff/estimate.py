@@ -36,7 +36,8 @@ MANY_CALLS, SMALL_CALL_BYTES, SMALL_CALL_FLOPS = 1000, 16 << 10, 1e5
 """An operator that moves and computes no more takes about as long as it takes to call it, on one core."""
 LARGE_REAL = 32
 SAFETY = 12
-"""No strategy takes more memory a product than so many forward passes."""
+"""No strategy takes more memory a product than so many forward passes, with what goes in and what comes
+out."""
 WHOLE_POINTS = 1024
 """A point of more products than this has chunks of its own."""
 
@@ -78,7 +79,9 @@ class Estimator:
 
     def safe(self, products: int) -> bool:
         """May `products` real ones be made at once without a closer look?"""
-        return SAFETY * products * self.forward.peak_bytes <= self._budget_bytes
+        shape = self._problem.shape
+        each = self.forward.peak_bytes + shape.row_bytes + shape.column_bytes
+        return SAFETY * products * each <= self._budget_bytes
 
     @property
     def call_bound(self) -> bool:

@@ -1,6 +1,6 @@
 """`jacjobs.jacobian`: the whole Jacobian in this process, a drop-in for `torch.func.jacrev`.
 
-The same nested result, by whichever of the nine strategies the function supports, in chunks that fit a
+The same nested result, by whichever of the nine strategies is fastest for the function, in chunks that fit a
 budget.
 """
 
@@ -17,22 +17,26 @@ from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
 from jacjobs.autodiff.estimate import Estimator, device_of
 from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.autodiff.race import race
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, count_products
 from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
-from jacjobs.problem import Problem, function_error
+from jacjobs.problem import InDims, Problem, function_error
 from jacjobs.shape import JacobianShape, Rectangle
 
-LARGEST_CHUNK = 1024
-"""An automatic chunk is no larger: throughput has stopped growing long before."""
+LOPSIDED = 8
+"""Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
+other way round."""
+BATCHINGS = ("vmap", "repeat", "loop")
 
 
 def jacobian(
     fn: Callable[..., Any],
     argnums: int | Sequence[int] = 0,
     *,
+    in_dims: InDims = None,
     strategy: str = "auto",
     chunk: int | str = "auto",
     memory: float | int | str | None = None,
@@ -42,24 +46,35 @@ def jacobian(
 
     fn:            takes tensors or pytrees of them, returns a pytree of floating-point tensors.
     argnums:       which arguments are differentiated, as in jacrev.
-    strategy:      one of the nine, or auto: the first, in the order of expected speed, that `fn` supports and
-                   that fits the memory.
-    chunk:         how many products are made at once, or auto: as many as fit, at most 1,024.
+    in_dims:       which axis of each argument holds points (samples), as in `torch.func.vmap`: the Jacobian
+                   at every point, as from `vmap(jacrev(fn), in_dims)`. None: the arguments are one point.
+    strategy:      one of the nine, or auto: the fastest, of those that `fn` supports and that fit the memory.
+    chunk:         how many products are made at once, or auto: the fastest that fits.
     memory:        what the products in the making may take beside the result: bytes, "8GiB", or a fraction
                    of what is free now. Default: half of a CPU's, 0.9 of a GPU's.
     create_graph:  the result can be differentiated again, with respect to arguments that require a
                    gradient and to what `fn` captured.
 
     The result holds one tensor for each pair of an output leaf and an input leaf, of shape
-    (*output shape, *input shape), in the dtype of the input and on its device.
+    (*output shape, *input shape), with in_dims (points, *output shape, *input shape), in the dtype of the
+    input and on its device.
 
-    The choice is made on the first call and kept for further ones with arguments of the same structure,
-    shapes and dtypes. Inside a transform of torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
+    The choice is made on the first call, by timing some products for up to a tenth of what J takes or half a
+    second, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
+    function that this returns, where there are many. Inside a transform of torch.func (vmap, grad, …) it is
+    `torch.func.jacrev` that runs.
 
     Raises InputError for arguments that do not fit, FunctionError where `fn` raises whatever the strategy,
     MemoryError where one product of the leanest strategy does not fit.
     """
 
+    if create_graph and in_dims is not None:
+        raise InputError.about(
+            "jacobian",
+            got="create_graph=True with in_dims",
+            expected="one of them",
+            do="for many points, put torch.func.vmap around jacjobs.jacobian",
+        )
     known: dict[Any, tuple[Problem, str, int]] = {}
 
     def of(*args: Any) -> Any:
@@ -69,11 +84,11 @@ def jacobian(
         args = pytree.tree_map(_ordinary, args)
         signature = _signature(args)
         if signature not in known:
-            problem = Problem(fn, args, argnums)
+            problem = Problem(fn, args, argnums, in_dims)
             name, size = _choose(problem, strategy, chunk, memory)
             known[signature] = problem.with_leaves([]), name, size  # what the arguments hold is not kept
         of_this_kind, name, size = known[signature]
-        problem = of_this_kind.with_leaves(pytree.tree_leaves(args))
+        problem = of_this_kind.with_leaves(Problem(fn, args, argnums, in_dims).leaves)
         with torch.inference_mode(False):
             return _computed(problem, STRATEGIES[name], size, create_graph, argnums, args)
 
@@ -98,9 +113,10 @@ def _signature(args: tuple[Any, ...]) -> Any:
 def _computed(
     problem: Problem, maker: Strategy, chunk: int, create_graph: bool, argnums: Any, args: Sequence[Any]
 ) -> Any:
-    chunks = _chunks(problem, maker, chunk, create_graph)
-    products = _assembled(problem, maker, chunks, create_graph)
+    products = _products(problem, maker, chunk, create_graph)
     grid = _nested(products, by_rows=maker.makes == "rows", shape=problem.shape)
+    if problem.in_dims is None:
+        grid = [[piece.squeeze(0) for piece in row] for row in grid]
     return _as_jacrev(grid, problem, argnums, args)
 
 
@@ -111,24 +127,30 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
         raise InputError.about("chunk", got=repr(chunk), expected="auto or a positive number of products")
     budget = _budget(memory, problem)
-    estimator = Estimator(problem, budget)
-    names = in_order_of_preference(problem.shape) if strategy == "auto" else [strategy]
+    room = _Room(problem, budget)
+    least = chunk if isinstance(chunk, int) else 1
     too_large: list[str] = []
     unsupported: list[str] = []
-    for name in names:
-        try:
-            model = estimator.model(name)
-        except Exception as error:
-            unsupported.append(explain(error))
-            continue
-        size = chunk if isinstance(chunk, int) else min(_largest_chunk(model, budget), LARGEST_CHUNK)
-        if size < 1:
-            too_large.append(f"{name} needs {model.peak_bytes(1):,} bytes")
-            continue
-        verdict = try_strategies(problem, [name], chunk=min(2, size))[name]
-        if verdict.reason is None or (verdict.slow and strategy == name):
-            return name, min(size, count_products(STRATEGIES[name], problem.shape))
-        unsupported.append(verdict.reason)
+    for names in _heats(problem.shape) if strategy == "auto" else [[strategy]]:
+        works: list[str] = []
+        for name in names:
+            try:
+                if isinstance(chunk, str) and not room.fits(name, least):
+                    too_large.append(f"{name} needs {room.peak_bytes(name, least):,} bytes")
+                    continue
+                several = chunk > 1 if isinstance(chunk, int) else room.fits(name, 2)
+            except Exception as error:
+                unsupported.append(explain(error))
+                continue
+            verdict = try_strategies(problem, [name], chunk=2 if several else 1)[name]
+            if verdict.reason is None or (verdict.slow and strategy == name):
+                works.append(name)
+            else:
+                unsupported.append(verdict.reason)
+        if works and isinstance(chunk, int):
+            return works[0], chunk
+        if works:
+            return race(problem, works, room.fits)
     if too_large:
         raise MemoryError(
             f"one product of the Jacobian: {'; '.join(too_large)}; the budget is {budget:,} bytes; "
@@ -145,11 +167,38 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
     )
 
 
-def _largest_chunk(model: CostModel, budget: int) -> int:
-    """The largest chunk whose peak is within `budget` bytes; 0 or less if not even one product is."""
-    if model.product_bytes == 0:
-        return model.most if model.fixed_bytes <= budget else 0
-    return int((budget - model.fixed_bytes) // model.product_bytes)
+class _Room:
+    """Which chunks of which strategies fit a budget. A model is made only where that is not plain."""
+
+    def __init__(self, problem: Problem, budget_bytes: int) -> None:
+        self._estimator = Estimator(problem, budget_bytes)
+        self._budget_bytes = budget_bytes
+        self._models: dict[str, CostModel] = {}
+
+    def fits(self, strategy: str, chunk: int) -> bool:
+        return self._estimator.safe(chunk) or self.peak_bytes(strategy, chunk) <= self._budget_bytes
+
+    def peak_bytes(self, strategy: str, chunk: int) -> int:
+        """Raises what the function raises under this strategy."""
+        if strategy not in self._models:
+            self._models[strategy] = self._estimator.model(strategy)
+        return self._models[strategy].peak_bytes(chunk)
+
+
+def _heats(shape: JacobianShape) -> Iterator[list[str]]:
+    """The strategies that are compared with one another; those that come later only if none of them will do.
+
+    Batched products before copies before loops. Where rows and columns are many times as many as the other,
+    all ways to the fewer go before any to the more.
+    """
+    names = in_order_of_preference(shape)
+    lopsided = max(shape.rows, shape.columns) >= LOPSIDED * min(shape.rows, shape.columns)
+    sides = [[n for n in names if STRATEGIES[n].makes == makes] for makes in ("rows", "columns")]
+    if shape.columns < shape.rows:
+        sides.reverse()
+    for side in sides if lopsided else [names]:
+        for batching in BATCHINGS:
+            yield [name for name in side if STRATEGIES[name].batching == batching]
 
 
 def _budget(memory: Any, problem: Problem) -> int:
@@ -168,50 +217,48 @@ def _budget(memory: Any, problem: Problem) -> int:
     raise InputError.about("memory", got=repr(memory), expected='bytes, "8GiB", or a fraction up to 1.0')
 
 
-def _chunks(
-    problem: Problem, maker: Strategy, chunk: int, create_graph: bool
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """(which products, one tensor (products, size of leaf) a leaf), one chunk after another."""
+def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool) -> list[Tensor]:
+    """All products, one tensor (points, products, size of leaf) a leaf."""
     shape = problem.shape
-    whole = Rectangle(0, 1, 0, shape.rows, 0, shape.columns)
-    seeds = OneHot(count_products(maker, shape))
-    for made in maker.chunks(problem, whole, seeds, chunk, create_graph=create_graph):
-        products, leaves = made.products, [leaf.squeeze(0) for leaf in made.leaves]
-        del made
-        yield products, leaves
-        del leaves
-
-
-def _assembled(
-    problem: Problem,
-    maker: Strategy,
-    chunks: Iterator[tuple[slice, list[Tensor]]],
-    create_graph: bool,
-) -> list[Tensor]:
-    """All products, one tensor (products, size of leaf) a leaf."""
+    count = count_products(maker, shape)
+    whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
+    chunks = maker.chunks(problem, whole, OneHot(count), chunk, create_graph=create_graph)
     if create_graph:
-        return [torch.cat(parts) for parts in zip(*[leaves for _, leaves in chunks], strict=True)]
-    made: list[Tensor] = []
-    for products, leaves in chunks:
-        if not made:
-            count = count_products(maker, problem.shape)
-            made = [leaf.new_empty(count, leaf.shape[1]) for leaf in leaves]
-        for whole, part in zip(made, leaves, strict=True):
-            whole[products] = part.detach()
-        del leaves, part  # a chunk is let go of before the next is made
-    return made
+        return [torch.cat(parts, 1) for parts in zip(*[made.leaves for made in chunks], strict=True)]
+    result: list[Tensor] = []
+    for made in chunks:
+        leaves = [leaf.detach() for leaf in made.leaves]
+        if (made.points, made.products) == (slice(0, shape.points), slice(0, count)) and _independent(leaves):
+            return leaves
+        if not result:
+            result = [leaf.new_empty(shape.points, count, leaf.shape[2]) for leaf in leaves]
+        for all_of_leaf, leaf in zip(result, leaves, strict=True):
+            all_of_leaf[made.points, made.products] = leaf
+        del made, leaves, leaf  # a chunk is let go of before the next is made
+    return result
+
+
+def _independent(leaves: list[Tensor]) -> bool:
+    """Has each entry a place of its own, and is there nothing else?"""
+    storages = [leaf.untyped_storage() for leaf in leaves]
+    apart = len({storage.data_ptr() for storage in storages}) == len(leaves)
+    full = all(s.nbytes() == x.nbytes for s, x in zip(storages, leaves, strict=True))
+    return apart and full and all(leaf.is_contiguous() for leaf in leaves)
 
 
 def _nested(products: list[Tensor], *, by_rows: bool, shape: JacobianShape) -> list[list[Tensor]]:
-    """`[output][input]` → (*output shape, *input shape)."""
+    """`[output][input]` → (points, *output shape, *input shape)."""
     across = shape.outputs if by_rows else shape.inputs
-    pieces = [torch.split(leaf, [segment.size for segment in across]) for leaf in products]
-    if by_rows:  # pieces[input][output]: (output size, input size)
+    pieces = [torch.split(leaf, [segment.size for segment in across], dim=1) for leaf in products]
+    if by_rows:  # pieces[input][output]: (points, output size, input size)
         grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
-    else:  # pieces[output][input]: (input size, output size)
-        grid = [[piece.T for piece in row] for row in pieces]
+    else:  # pieces[output][input]: (points, input size, output size)
+        grid = [[piece.transpose(1, 2) for piece in row] for row in pieces]
     return [
-        [piece.reshape((*output.shape, *inp.shape)) for piece, inp in zip(row, shape.inputs, strict=True)]
+        [
+            piece.reshape((shape.points, *output.shape, *inp.shape))
+            for piece, inp in zip(row, shape.inputs, strict=True)
+        ]
         for row, output in zip(grid, shape.outputs, strict=True)
     ]
 

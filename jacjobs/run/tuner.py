@@ -9,21 +9,17 @@ count by their medians: the fastest of many noisy timings is rarely the fastest.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 
-from jacjobs.autodiff.block import is_out_of_memory, time_chunks
-from jacjobs.autodiff.catalogue import STRATEGIES
-from jacjobs.autodiff.strategy import corner, count_products
+from jacjobs.autodiff.timing import timed
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import Chooser, Estimate, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.problem import Problem
-from jacjobs.shape import Rectangle
 
 SHARE = 0.05
 MOST_SECONDS = 30.0
@@ -39,12 +35,8 @@ CONTENDER = 1.3
 """One whose best timing is so many times slower than the best is not looked at more closely."""
 FINALISTS, ROUNDS = 4, 4
 """So many of the best are timed so many times more."""
-CHUNKS = 12
-"""How many chunks a timing makes, at most: no more than a block holds, but two."""
 ENOUGH_SECONDS = 0.15
 """A timing stops there, with two chunks at least."""
-SLOW_SECONDS = 3.0
-"""Where the first two chunks take so long each, they have to do."""
 
 
 def seconds_for(predicted_seconds: float) -> float:
@@ -104,32 +96,9 @@ def _confirmed(
 
 
 def time_one(problem: Problem, model: CostModel, chunk: int) -> Timing | None:
-    """A few chunks, after two that are not counted unless they are slow; None where the memory does not
-    suffice after all.
-    """
-    try:
-        # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
-        block = some_chunks(problem, model, chunk, 2)
-        setup, one = time_chunks(problem, model.strategy, block, chunk, math.inf)
-        if setup + one < SLOW_SECONDS:  # that was to warm up
-            many = 2 * BLOCK_BYTES // (block.entries * problem.shape.item_bytes)
-            block = some_chunks(problem, model, chunk, max(2, min(CHUNKS, many)))
-            enough = max(ENOUGH_SECONDS, 1.1 * (setup + one))
-            setup, one = time_chunks(problem, model.strategy, block, chunk, enough)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        torch.cuda.empty_cache()
-        return None
-    return Timing(strategy=model.strategy, chunk=chunk, setup_seconds=setup, chunk_seconds=one)
-
-
-def some_chunks(problem: Problem, model: CostModel, chunk: int, count: int) -> Rectangle:
-    """A rectangle of about `count` chunks: products of the first point, or whole points."""
-    maker = STRATEGIES[model.strategy]
-    products = count_products(maker, problem.shape)
-    points = count * chunk // products if chunk >= products else 1
-    return corner(maker, problem.shape, points, count * chunk)
+    """None where the memory does not suffice after all."""
+    found = timed(problem, model.strategy, chunk, enough_seconds=ENOUGH_SECONDS, most_bytes=BLOCK_BYTES)
+    return None if found is None else Timing(strategy=model.strategy, chunk=chunk, **found._asdict())
 
 
 def _promising(chooser: Chooser, timings: list[Timing]) -> Iterator[Estimate]:

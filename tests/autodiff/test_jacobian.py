@@ -157,6 +157,46 @@ def test_inside_a_transform_it_is_jacrev() -> None:
     equal(vmap(jacjobs.jacobian(torch.sin))(points), vmap(jacrev(torch.sin))(points))
 
 
+@pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
+@pytest.mark.parametrize("chunk", ["auto", 2, 6, 1000])
+def test_at_many_points_it_is_jacrev_under_vmap(strategy: str, chunk: Any) -> None:
+    """Points in the inputs, in what is not differentiated, in a later axis; nested structures."""
+    W, x = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+
+    def layer(weight: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(weight["W"] @ x)
+        return y, y.sum() * x[:2]
+
+    for argnums, in_dims, args in (
+        (1, (None, 0), ({"W": W}, x)),
+        (0, (None, 0), ({"W": W}, x)),
+        ((0, 1), (None, 1), ({"W": W}, x.T)),
+        (1, (None, 0), ({"W": W}, x[:1])),
+    ):
+        want = vmap(jacrev(layer, argnums), in_dims)(*args)
+        got = jacjobs.jacobian(layer, argnums, in_dims=in_dims, strategy=strategy, chunk=chunk)(*args)
+        equal(got, want)
+
+
+def test_a_graph_of_many_points_is_refused() -> None:
+    with pytest.raises(InputError, match=r"create_graph=True with in_dims.*put torch.func.vmap around"):
+        jacjobs.jacobian(torch.sin, in_dims=0, create_graph=True)
+
+
+def test_entries_have_places_of_their_own() -> None:
+    """Also where gradients are one tensor, or expanded from one."""
+    for fn in (lambda a, b: a + b, lambda a, b: (a.sum() + b.sum()).expand(3), lambda a, b: a * 1):
+        x = torch.randn(3)
+        for strategy in STRATEGIES:
+            for chunk in (1, 3):
+                J, K = jacjobs.jacobian(fn, (0, 1), strategy=strategy, chunk=chunk)(x, x)
+                want_J, want_K = J.clone(), K.clone()
+                J[0, 0] += 1
+                want_J[0, 0] += 1
+                assert torch.equal(J, want_J)
+                assert torch.equal(K, want_K)
+
+
 def kernel_residual(count: int, bumps: int) -> tuple[Any, Tensor, Tensor]:
     """`count` residuals of `bumps` + 1 parameters: weights of Gaussian bumps, and their width. And J."""
     points = torch.linspace(0, 1, count, dtype=torch.float64)

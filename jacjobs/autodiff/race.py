@@ -1,0 +1,170 @@
+"""Which strategy, and how many products at once, are fastest in this process: found by timing them.
+
+A hill climb over (strategy, chunk). Each strategy runs once at a moderate chunk; those that are not far
+behind go on to larger or smaller ones, in steps of four and then of two, as long as it gets better; the best
+few run again in turn, and count by their medians. Nothing is predicted but memory: a chunk that may not fit
+the budget is not run.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.strategy import count_products
+from jacjobs.autodiff.timing import Pass, timed
+from jacjobs.problem import Problem
+from jacjobs.shape import JacobianShape
+
+START = 64
+"""The chunk that every strategy runs at first."""
+STEPS = {4: 4.0, 2: 1.3}
+"""The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
+to go on. At one chunk that says little yet."""
+CLOSE = 1.03
+"""A smaller chunk is taken if it is at most so much slower than the best."""
+FINALISTS, ROUNDS = 3, 2
+"""So many of the best run so many times more."""
+SHARE = 0.1
+LEAST_SECONDS = 0.5
+"""A race takes at most a tenth of what J is seen to take, or half a second."""
+ENOUGH_SECONDS = 0.03
+MOST_BYTES = 64 << 20
+"""Of J, made for one timing."""
+WHOLE_POINTS = 1024
+"""Points of more products than this are not handled together."""
+
+Timer = Callable[[str, int, bool], Pass | None]
+"""Of a strategy at a chunk, after a first one that does not count or without."""
+
+
+def race(problem: Problem, names: Sequence[str], fits: Callable[[str, int], bool]) -> tuple[str, int]:
+    """The winner's name and chunk.
+
+    names:  strategies that work, and fit at their smallest chunk.
+    fits:   may a strategy run at a chunk? Asked for as few as possible: it may take a while.
+    """
+
+    def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
+        if not fits(strategy, chunk):
+            return None
+        return timed(
+            problem, strategy, chunk, enough_seconds=ENOUGH_SECONDS, most_bytes=MOST_BYTES, warm=warm
+        )
+
+    return Race(problem.shape, names, time_it).winner()
+
+
+def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
+    """The chunks that come into question, ascending: about powers of two within a point, and of whole points.
+
+    Within a point they share its products evenly: of 1,100, a chunk of 1,024 would leave 76.
+    """
+    maker = STRATEGIES[strategy]
+    if maker.batching == "loop":
+        return [1]
+    products = count_products(maker, shape)
+    within = {math.ceil(products / math.ceil(products / (1 << p))) for p in range(products.bit_length())}
+    several = range(1, shape.points.bit_length()) if products <= WHOLE_POINTS else ()
+    together = {products * (1 << p) for p in several} | {products * shape.points for _ in several}
+    return sorted(within | {products} | together)
+
+
+class Race:
+    """`timer` makes some chunks, and says None where the memory does not suffice."""
+
+    def __init__(
+        self,
+        shape: JacobianShape,
+        names: Sequence[str],
+        timer: Timer,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._shape = shape
+        self._sizes = {name: chunks_of(name, shape) for name in names}
+        self._timer = timer
+        self._clock = clock
+        self._start = clock()
+        self._seconds: dict[tuple[str, int], list[float]] = {}
+        """Of all of J, each time that it was seen."""
+
+    def winner(self) -> tuple[str, int]:
+        if sum(map(len, self._sizes.values())) > 1:
+            for strategy in self._sizes:
+                self._run_first(strategy)
+            for factor, far in STEPS.items():
+                while (ahead := self._ahead(factor, far)) is not None:
+                    self._run(*ahead)
+            self._run_finals()
+        if not self._seconds:  # there was no choice, or there is hardly any memory
+            return next(iter(self._sizes)), 1
+        typical = {key: statistics.median(seen) for key, seen in self._seconds.items()}
+        strategy, chunk = min(typical, key=typical.__getitem__)
+        limit = CLOSE * typical[strategy, chunk]
+        return strategy, min(c for (s, c), seconds in typical.items() if s == strategy and seconds <= limit)
+
+    def _run_first(self, strategy: str) -> None:
+        chunk = START
+        while not self._run(strategy, max((c for c in self._sizes[strategy] if c <= chunk), default=1)):
+            if chunk == 1:
+                return
+            chunk //= 4
+
+    def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
+        """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""
+        if self._clock() - self._start > self._limit_seconds:
+            return None
+        best: dict[str, tuple[float, int]] = {}
+        for (strategy, chunk), seen in self._seconds.items():
+            best[strategy] = min(best.get(strategy, (math.inf, 0)), (seen[0], chunk))
+        fastest = min((seconds for seconds, _ in best.values()), default=0.0)
+        hopeful = [
+            (seconds, strategy, -size)
+            for strategy, (seconds, chunk) in best.items()
+            if seconds <= far * fastest
+            for size in self._around(strategy, chunk, factor)
+        ]
+        if not hopeful:
+            return None
+        _, strategy, size = min(hopeful)  # the larger neighbour first
+        return strategy, -size
+
+    def _around(self, strategy: str, chunk: int, factor: int) -> list[int]:
+        """The nearest chunks that are about so many times larger and smaller, of those not run yet."""
+        sizes = self._sizes[strategy]
+        if not sizes:
+            return []
+        larger = min((size for size in sizes if size >= factor * chunk), default=sizes[-1])
+        smaller = max((size for size in sizes if size <= chunk // factor), default=sizes[0])
+        return [size for size in (larger, smaller) if (strategy, size) not in self._seconds]
+
+    def _run_finals(self) -> None:
+        ranked = sorted(self._seconds, key=lambda key: self._seconds[key][0])
+        for number in range(ROUNDS):
+            for strategy, chunk in ranked[:FINALISTS][:: 1 if number % 2 else -1]:
+                if self._clock() - self._start < self._limit_seconds:
+                    self._run(strategy, chunk, warm=True)
+
+    def _run(self, strategy: str, chunk: int, *, warm: bool = False) -> bool:
+        made = self._timer(strategy, chunk, warm)
+        if made is None:  # nothing larger fits either
+            self._sizes[strategy] = [size for size in self._sizes[strategy] if size < chunk]
+            return False
+        self._seconds.setdefault((strategy, chunk), []).append(self._whole(strategy, chunk, made))
+        return True
+
+    def _whole(self, strategy: str, chunk: int, made: Pass) -> float:
+        """Seconds of all of J."""
+        products = count_products(STRATEGIES[strategy], self._shape)
+        if chunk >= products:
+            return math.ceil(self._shape.points / (chunk // products)) * made.chunk_seconds
+        each = made.setup_seconds + math.ceil(products / chunk) * made.chunk_seconds
+        return self._shape.points * each
+
+    @property
+    def _limit_seconds(self) -> float:
+        fastest = min((seen[0] for seen in self._seconds.values()), default=math.inf)
+        return max(LEAST_SECONDS, SHARE * fastest) if math.isfinite(fastest) else math.inf

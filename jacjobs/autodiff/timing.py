@@ -1,0 +1,61 @@
+"""How long products take, by making some."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from jacjobs.autodiff.block import is_out_of_memory, time_chunks
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.strategy import corner, count_products
+from jacjobs.problem import Problem
+from jacjobs.shape import Rectangle
+
+CHUNKS = 12
+"""How many chunks a timing makes, at most; but two."""
+SLOW_SECONDS = 3.0
+"""Where the first two chunks take so long together, they have to do."""
+
+
+class Pass(NamedTuple):
+    """Seconds before the first chunk (a graph), and of one chunk."""
+
+    setup_seconds: float
+    chunk_seconds: float
+
+
+def timed(
+    problem: Problem, strategy: str, chunk: int, *, enough_seconds: float, most_bytes: int, warm: bool = True
+) -> Pass | None:
+    """A few chunks; None where the memory does not suffice after all.
+
+    enough_seconds:  the timing stops there, with two chunks at least.
+    most_bytes:      no more of J is made at once than this, but two chunks.
+    warm:            two chunks come before, which are not counted unless they are slow.
+    """
+    try:
+        # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
+        block = some_chunks(problem, strategy, chunk, 2)
+        if warm:
+            made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf))
+            if sum(made) >= SLOW_SECONDS:
+                return made
+            enough_seconds = max(enough_seconds, 1.1 * sum(made))
+        many = 2 * most_bytes // (block.entries * problem.shape.item_bytes)
+        block = some_chunks(problem, strategy, chunk, max(2, min(CHUNKS, many)))
+        return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        return None
+
+
+def some_chunks(problem: Problem, strategy: str, chunk: int, count: int) -> Rectangle:
+    """A rectangle of about `count` chunks: products of the first point, or whole points."""
+    maker = STRATEGIES[strategy]
+    products = count_products(maker, problem.shape)
+    points = count * chunk // products if chunk >= products else 1
+    return corner(maker, problem.shape, points, count * chunk)

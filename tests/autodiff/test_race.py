@@ -1,0 +1,157 @@
+"""The choice of `jacjobs.jacobian`: the fastest of what fits, by timings, on an imaginary device and really."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+import jacjobs
+from jacjobs.autodiff import race as racing
+from jacjobs.autodiff.race import LEAST_SECONDS, Race, chunks_of
+from jacjobs.autodiff.timing import Pass
+from jacjobs.shape import JacobianShape, segments_of
+
+VMAPS = ("vjp/vmap", "jvp/vmap", "double-vjp/vmap")
+
+
+def shape_of(rows: int, columns: int, points: int = 1) -> JacobianShape:
+    return JacobianShape(
+        points=points,
+        rows=rows,
+        columns=columns,
+        dtype="float32",
+        outputs=segments_of([("y", (rows,))]),
+        inputs=segments_of([("x", (columns,))]),
+    )
+
+
+class Device:
+    """A chunk of each strategy takes `seconds(strategy, chunk)`; from `full` on there is no memory."""
+
+    def __init__(self, seconds: Callable[[str, int], float], full: int = 1 << 60, setup: float = 0.0) -> None:
+        self.now = 0.0
+        self.asked: list[tuple[str, int]] = []
+        self._seconds = seconds
+        self._full = full
+        self._setup = setup
+
+    def clock(self) -> float:
+        return self.now
+
+    def timer(self, strategy: str, chunk: int, warm: bool) -> Pass | None:
+        self.asked.append((strategy, chunk))
+        if chunk >= self._full:
+            return None
+        one = self._seconds(strategy, chunk)
+        self.now += (4 if warm else 2) * one + self._setup
+        return Pass(self._setup, one)
+
+    def winner(self, shape: JacobianShape, names: Sequence[str] = VMAPS) -> tuple[str, int]:
+        return Race(shape, names, self.timer, self.clock).winner()
+
+
+@pytest.mark.parametrize("peak", [1, 4, 32, 128, 1024])
+def test_it_finds_the_chunk_where_the_caches_suffice(peak: int) -> None:
+    def seconds(strategy: str, chunk: int) -> float:
+        slower = max(chunk / peak, peak / chunk) ** 0.5
+        return 1e-6 * chunk * slower * (1 + VMAPS.index(strategy))
+
+    device = Device(seconds)
+    strategy, chunk = device.winner(shape_of(1024, 1024))
+    assert strategy == "vjp/vmap"
+    assert chunk == peak
+    assert len(set(device.asked)) < 20, "it climbs, it does not sweep"
+
+
+def test_a_strategy_that_is_far_behind_at_first_but_not_hopeless_may_win() -> None:
+    """What costs is calling its operators: at 64 products it is 3 times slower, at 1,024 5 times faster."""
+
+    def seconds(strategy: str, chunk: int) -> float:
+        return 192e-6 if strategy == "jvp/vmap" else 1e-6 * chunk
+
+    assert Device(seconds).winner(shape_of(1024, 1024)) == ("jvp/vmap", 1024)
+
+
+def test_rows_and_columns_are_compared_by_what_all_of_j_takes() -> None:
+    same = Device(lambda strategy, chunk: 1e-6 * chunk)
+    assert same.winner(shape_of(4000, 1000))[0] != "vjp/vmap"
+    assert same.winner(shape_of(1000, 4000))[0] == "vjp/vmap"
+
+
+def test_a_graph_counts_once_a_point_and_many_points_share_calls() -> None:
+    """Each call takes a millisecond, whatever it makes: all points at once are best."""
+    device = Device(lambda strategy, chunk: 1e-3, setup=1e-3)
+    assert device.winner(shape_of(10, 1000, points=100), ["vjp/vmap"]) == ("vjp/vmap", 1000)
+
+
+def test_where_memory_runs_out_nothing_larger_is_tried() -> None:
+    device = Device(lambda strategy, chunk: 1e-6, full=30)
+    assert device.winner(shape_of(1024, 1024), ["vjp/vmap"]) == ("vjp/vmap", 16)
+    asked = [chunk for _, chunk in device.asked]
+    assert sum(chunk >= 30 for chunk in asked) <= 2
+    assert Device(lambda strategy, chunk: 1.0, full=1).winner(shape_of(8, 8)) == ("vjp/vmap", 1)
+
+
+def test_the_time_limit_is_kept_and_a_long_j_may_take_a_tenth() -> None:
+    slow = Device(lambda strategy, chunk: 1e-3 * chunk)
+    slow.winner(shape_of(1024, 1024))
+    assert slow.now < LEAST_SECONDS + 4 * 0.256
+    slower = Device(lambda strategy, chunk: 1e-1 * chunk)
+    slower.winner(shape_of(1024, 1024))
+    assert slower.now < 0.1 * 102.4 + 3 * 2 * 6.4 + 2 * 25.6, "each strategy once, and the last to begin"
+
+
+@pytest.mark.parametrize(("rows", "points"), [(1, 1), (7, 1), (1100, 1), (10, 64), (5000, 3), (8, 3)])
+def test_chunks_cover_what_there_is_evenly(rows: int, points: int) -> None:
+    chunks = chunks_of("vjp/vmap", shape_of(rows, 3, points))
+    assert chunks[0] == 1
+    assert chunks == sorted(set(chunks))
+    assert rows in chunks
+    assert (rows * points in chunks) == (rows <= racing.WHOLE_POINTS or points == 1)
+    for chunk in chunks:
+        if chunk > rows:
+            assert chunk % rows == 0
+        else:
+            count = -(-rows // chunk)
+            assert count * chunk - rows < count, "the last chunk lacks less than one product a chunk"
+    assert chunks_of("vjp/loop", shape_of(rows, 3, points)) == [1]
+
+
+def test_what_is_slow_here_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real function whose forward mode is made slow: reverse mode is taken, though rows are more."""
+
+    class Slow(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def setup_context(ctx: object, inputs: object, output: object) -> None: ...
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:
+            return gradient * 2
+
+        @staticmethod
+        def jvp(ctx: object, tangent: Tensor) -> Tensor:
+            for _ in range(300):
+                tangent = tangent + 0
+            return tangent * 2
+
+    chosen: list[tuple[str, int]] = []
+    race = racing.race
+
+    def seen(*arguments: object) -> tuple[str, int]:
+        chosen.append(race(*arguments))  # type: ignore[arg-type]
+        return chosen[-1]
+
+    monkeypatch.setattr("jacjobs.autodiff.jacobian.race", seen)
+    W = torch.randn(100, 60)
+    J = jacjobs.jacobian(lambda x: W @ Slow.apply(x))(torch.randn(60))
+    torch.testing.assert_close(J, 2 * W)
+    assert not chosen[0][0].startswith("jvp/")
