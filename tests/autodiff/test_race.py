@@ -1,4 +1,4 @@
-"""The choice of `jacjobs.jacobian`: the fastest of what fits, by timings, on an imaginary device and really."""
+"""The choice of `jacjobs.jacobian`: the fastest of what fits, by timings, imaginary ones and real ones."""
 
 from __future__ import annotations
 
