@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import strategy_named
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
 from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
@@ -368,7 +368,7 @@ class _Draft:
             job.output,
             job.cluster,
             self.resources,
-            lambda name: CHECKERS[STRATEGIES[name].makes],
+            lambda name: CHECKERS[strategy_named(name).makes],
             timings,
         )
 

@@ -32,7 +32,7 @@ class GradientOf:
         self.argnums = argnums if isinstance(argnums, int) else tuple(argnums)
 
     def __call__(self, *args: Any) -> Any:
-        if inside_transform():
+        if torch.compiler.is_compiling() or inside_transform():
             return torch.func.grad(self._scalar, self.argnums)(*args)
         # Plain autograd does what torch.func does not: saved-tensor hooks, functions without setup_context.
         numbers = (self.argnums,) if isinstance(self.argnums, int) else self.argnums

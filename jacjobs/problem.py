@@ -77,6 +77,8 @@ class Problem:
         self.batched = batched
         self.in_dims = in_dims
         self.seed = seed
+        self.kept: dict[str, Any] = {}
+        """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
         leaves, self._spec = pytree.tree_flatten(tuple(args))
         dims = _leaf_dims(in_dims, self._spec, leaves, batched)
@@ -245,6 +247,8 @@ class Problem:
         return outputs
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
+        if torch.compiler.is_compiling():  # whoever compiles it has prepared
+            return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
         with self._prepared(leaves):
             return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
 
@@ -276,6 +280,7 @@ class Problem:
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
         moved = self.with_leaves([move(leaf) for leaf in self.leaves])
+        moved.kept = {}
         moved.__dict__.pop("shape", None)
         moved.__dict__.pop("_traced", None)
         return moved
@@ -283,6 +288,7 @@ class Problem:
     def seeded(self, seed: int) -> Problem:
         """The same problem, every call of whose function begins with `seed`."""
         other = self.with_leaves(self.leaves)
+        other.kept = {}
         other.seed = seed
         return other
 
@@ -295,7 +301,7 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         # A view pickles its whole storage, and a result of autograd does not pickle at all.
-        state = {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves]}
+        state = {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves], "kept": {}}
         state.pop("_traced", None)  # tensors, perhaps fake ones
         return state
 

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import strategy_named
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, products_of
+from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -69,11 +70,11 @@ def compute_block(
     `pace` is changed where memory runs out: only the chunk that failed is made again.
     Raises what the user's function raises, and ProductTooLargeError.
     """
-    by_rows = STRATEGIES[pace.strategy].makes == "rows"
+    by_rows = strategy_named(pace.strategy).makes == "rows"
     host = _buffer(problem, block, by_rows=by_rows, dtype=dtype)
     left = [block]
     while left:
-        maker, rectangle = STRATEGIES[pace.strategy], left.pop(0)
+        maker, rectangle = strategy_named(pace.strategy), left.pop(0)
         done: tuple[slice, slice] | None = None
         failure = None
         try:
@@ -102,9 +103,9 @@ def time_chunks(
     Stops after `enough_seconds`, but makes two chunks at least, where there are two. The copy to the host
     counts.
     """
-    host = _buffer(problem, block, by_rows=STRATEGIES[strategy].makes == "rows")
+    host = _buffer(problem, block, by_rows=strategy_named(strategy).makes == "rows")
     marks = [time.perf_counter()]
-    for _ in _filled(problem, STRATEGIES[strategy], block, chunk, host, block):
+    for _ in _filled(problem, strategy_named(strategy), block, chunk, host, block):
         if _on_cuda(problem):
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
@@ -115,21 +116,6 @@ def time_chunks(
         return 0.0, first
     one = statistics.median(others)
     return max(0.0, first - one), one
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device, or of the host (torch's CPU allocator raises a RuntimeError)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATORS_WORDS)
-
-
-_ALLOCATORS_WORDS = (
-    "can't allocate memory",  # the host's
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",  # libraries that allocate past torch, when it holds nearly everything
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 
 def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool, dtype: str | None = None) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jacjobs.autodiff.compiled import Compiled, JvpCompiled, VjpCompiled
 from jacjobs.autodiff.double import DoubleVjpLoop, DoubleVjpRepeat, DoubleVjpVmap
 from jacjobs.autodiff.forward import JvpLoop, JvpRepeat, JvpVmap
 from jacjobs.autodiff.reverse import VjpLoop, VjpRepeat, VjpVmap
@@ -22,6 +23,20 @@ STRATEGIES: dict[str, Strategy] = {
         DoubleVjpLoop(),
     )
 }
+
+COMPILED: dict[str, Compiled] = {strategy.name: strategy for strategy in (VjpCompiled(), JvpCompiled())}
+"""Chosen only by who asks for them: compiling takes longer than many a J."""
+
+
+def strategy_named(name: str) -> Strategy:
+    """One of the nine, or a compiled one."""
+    return COMPILED[name] if name in COMPILED else STRATEGIES[name]
+
+
+def eager_name(name: str) -> str:
+    """Of a compiled strategy, the one that it compiles; any other is that itself."""
+    return COMPILED[name].eager.name if name in COMPILED else name
+
 
 _BY_ROWS = ("vjp/vmap", "vjp/repeat", "vjp/loop")
 _BY_COLUMNS = (

@@ -24,11 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacjobs.autodiff.block import is_out_of_memory
 from jacjobs.autodiff.catalogue import STRATEGIES
-from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.seeds import Gaussian, draw
 from jacjobs.autodiff.strategy import products_of
+from jacjobs.autodiff.words import is_out_of_memory, tolerance
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES, eager_name
 from jacjobs.autodiff.meter import AllocatedPeak, Meter
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, corner, count_products
@@ -98,7 +98,11 @@ class Estimator:
         return few_calls and small and self.forward.work.flops * products <= CHEAP_FLOPS
 
     def model(self, strategy: str) -> CostModel:
-        """Raises what the function raises under this strategy."""
+        """Raises what the function raises under this strategy. A compiled one is taken for what it
+        compiles.
+        """
+        if strategy in COMPILED:
+            return self.model(eager_name(strategy)).model_copy(update={"strategy": strategy})
         maker = STRATEGIES[strategy]
         shape = self._problem.shape
         products = count_products(maker, shape)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacjobs.autodiff.legality import tolerance
+from jacjobs.autodiff.words import tolerance
 from jacjobs.errors import InputError
 from jacjobs.problem import Problem, function_error
 

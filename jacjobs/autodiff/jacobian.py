@@ -7,19 +7,26 @@ budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.catalogue import (
+    COMPILED,
+    STRATEGIES,
+    eager_name,
+    in_order_of_preference,
+    strategy_named,
+)
 from jacjobs.autodiff.estimate import Estimator, device_of
-from jacjobs.autodiff.legality import REFERENCE, explain, try_strategies
+from jacjobs.autodiff.legality import REFERENCE, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
-from jacjobs.autodiff.race import race
+from jacjobs.autodiff.race import Choice, race
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, count_products
+from jacjobs.autodiff.words import explain
 from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
@@ -30,6 +37,8 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
+COMPILING_SECONDS = 30.0
+"""No further chunk is compiled after so long."""
 
 
 def jacobian(
@@ -41,7 +50,8 @@ def jacobian(
     chunk: int | str = "auto",
     memory: float | int | str | None = None,
     create_graph: bool = False,
-) -> Callable[..., Any]:
+    compile: bool = False,
+) -> JacobianFunction:
     """A function that returns the Jacobian of `fn`, with the structure that `torch.func.jacrev` returns.
 
     fn:            takes tensors or pytrees of them, returns a pytree of floating-point tensors.
@@ -54,6 +64,9 @@ def jacobian(
                    of what is free now. Default: half of a CPU's, 0.9 of a GPU's.
     create_graph:  the result can be differentiated again, with respect to arguments that require a
                    gradient and to what `fn` captured.
+    compile:       compare with code that `torch.compile` makes, too: on the first call that takes seconds to
+                   minutes (and on a CPU a C++ compiler). Where `fn` cannot be compiled, or its values come
+                   out otherwise than by rounding, nothing is.
 
     The result holds one tensor for each pair of an output leaf and an input leaf, of shape
     (*output shape, *input shape), with in_dims (points, *output shape, *input shape), in the dtype of the
@@ -61,8 +74,8 @@ def jacobian(
 
     The choice is made on the first call, by timing some products for up to a tenth of what J takes or half a
     second, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
-    function that this returns, where there are many. Inside a transform of torch.func (vmap, grad, …) it is
-    `torch.func.jacrev` that runs.
+    function that this returns, where there are many. Its `choices` say what was chosen. Inside a transform of
+    torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
 
     Raises InputError for arguments that do not fit, FunctionError where `fn` raises whatever the strategy,
     MemoryError where one product of the leanest strategy does not fit.
@@ -75,24 +88,71 @@ def jacobian(
             expected="one of them",
             do="for many points, put torch.func.vmap around jacjobs.jacobian",
         )
-    known: dict[Any, tuple[Problem, str, int]] = {}
+    if create_graph and compile:
+        raise InputError.about(
+            "jacobian",
+            got="create_graph=True with compile=True",
+            expected="one of them",
+            do="compiled products cannot be differentiated again",
+        )
+    return JacobianFunction(fn, argnums, in_dims, Wishes(strategy, chunk, memory, compile), create_graph)
 
-    def of(*args: Any) -> Any:
+
+class Wishes(NamedTuple):
+    """As `jacobian` was told."""
+
+    strategy: str
+    chunk: int | str
+    memory: float | int | str | None
+    compile: bool
+
+
+class JacobianFunction:
+    """What `jacobian` returns: a function, which knows how it computes."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        argnums: int | Sequence[int],
+        in_dims: InDims,
+        wishes: Wishes,
+        create_graph: bool,
+    ) -> None:
+        self._fn = fn
+        self._argnums = argnums if isinstance(argnums, int) else tuple(argnums)
+        self._in_dims = in_dims
+        self._wishes = wishes
+        self._create_graph = create_graph
+        self._known: dict[Any, tuple[Problem, Choice]] = {}
+
+    @property
+    def choices(self) -> list[Choice]:
+        """One for each kind of arguments that it was called with, in order."""
+        return [choice for _, choice in self._known.values()]
+
+    def __call__(self, *args: Any) -> Any:
         if inside_transform():
-            numbers = argnums if isinstance(argnums, int) else tuple(argnums)
-            return torch.func.jacrev(fn, numbers)(*args)
+            plain = torch.func.jacrev(self._fn, self._argnums)
+            dims: Any = self._in_dims
+            lifted = plain if dims is None else torch.func.vmap(plain, dims)
+            return lifted(*args)
         args = pytree.tree_map(_ordinary, args)
         signature = _signature(args)
-        if signature not in known:
-            problem = Problem(fn, args, argnums, in_dims)
-            name, size = _choose(problem, strategy, chunk, memory)
-            known[signature] = problem.with_leaves([]), name, size  # what the arguments hold is not kept
-        of_this_kind, name, size = known[signature]
-        problem = of_this_kind.with_leaves(Problem(fn, args, argnums, in_dims).leaves)
+        problem = Problem(self._fn, args, self._argnums, self._in_dims)
+        if signature not in self._known:
+            choice = _choose(problem, self._wishes)
+            self._known[signature] = problem.with_leaves([]), choice  # what the arguments hold is not kept
+        of_this_kind, choice = self._known[signature]
         with torch.inference_mode(False):
-            return _computed(problem, STRATEGIES[name], size, create_graph, argnums, args)
+            return self._computed(of_this_kind.with_leaves(problem.leaves), choice, args)
 
-    return of
+    def _computed(self, problem: Problem, choice: Choice, args: Sequence[Any]) -> Any:
+        maker = strategy_named(choice.strategy)
+        products = _products(problem, maker, choice.chunk, self._create_graph)
+        grid = _nested(products, by_rows=maker.makes == "rows", shape=problem.shape)
+        if self._in_dims is None:
+            grid = [[piece.squeeze(0) for piece in row] for row in grid]
+        return _as_jacrev(grid, problem, self._argnums, args)
 
 
 def _ordinary(leaf: Any) -> Any:
@@ -110,18 +170,9 @@ def _signature(args: tuple[Any, ...]) -> Any:
     return spec, tuple(kinds)
 
 
-def _computed(
-    problem: Problem, maker: Strategy, chunk: int, create_graph: bool, argnums: Any, args: Sequence[Any]
-) -> Any:
-    products = _products(problem, maker, chunk, create_graph)
-    grid = _nested(products, by_rows=maker.makes == "rows", shape=problem.shape)
-    if problem.in_dims is None:
-        grid = [[piece.squeeze(0) for piece in row] for row in grid]
-    return _as_jacrev(grid, problem, argnums, args)
-
-
-def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> tuple[str, int]:
+def _choose(problem: Problem, wishes: Wishes) -> Choice:
     """A strategy that works and fits, and its chunk."""
+    strategy, chunk, memory, compiled = wishes
     if strategy != "auto" and strategy not in STRATEGIES:
         raise InputError.about("strategy", got=repr(strategy), expected="auto or " + ", ".join(STRATEGIES))
     if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
@@ -147,10 +198,9 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
                 works.append(name)
             else:
                 unsupported.append(verdict.reason)
-        if works and isinstance(chunk, int):
-            return works[0], chunk
         if works:
-            return race(problem, works, room.fits)
+            plain = Choice(works[0], chunk) if isinstance(chunk, int) else race(problem, works, room.fits)
+            return _compiled(problem, works, room, plain, chunk) if compiled else plain
     if too_large:
         raise MemoryError(
             f"one product of the Jacobian: {'; '.join(too_large)}; the budget is {budget:,} bytes; "
@@ -165,6 +215,21 @@ def _choose(problem: Problem, strategy: str, chunk: int | str, memory: Any) -> t
         expected="one that it does",
         do="leave it at auto",
     )
+
+
+def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, chunk: int | str) -> Choice:
+    """A compiled strategy, if that is faster than the plain choice; or in any case, where the chunk is
+    given.
+    """
+    names = [name for name in COMPILED if eager_name(name) in works]
+    if isinstance(chunk, int):
+        same = [name for name in names if STRATEGIES[plain.strategy].makes == COMPILED[name].makes]
+        return Choice(same[0], chunk) if same else plain
+    if not names:
+        return plain
+    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS)
+    works_compiled = COMPILED[found.strategy].code(problem).reason is None
+    return found if works_compiled and found.seconds < plain.seconds else plain
 
 
 class _Room:

@@ -7,7 +7,6 @@ rule that is there but wrong is found as well.
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import STRATEGIES, eager_name
 from jacjobs.autodiff.seeds import Gaussian
 from jacjobs.autodiff.strategy import Strategy, corner, count_products, products_of
+from jacjobs.autodiff.words import explain, tolerance
 from jacjobs.problem import Problem
 
 
@@ -45,15 +45,18 @@ REFERENCE = "vjp/loop"
 def try_strategies(problem: Problem, names: Iterable[str], chunk: int = 4) -> dict[str, Verdict]:
     """Try strategies on at most two points and two products each, `chunk` at once, with random seeds.
 
-    The reference is vjp/loop at the same points: a row uᵀJ is compared as it is, a column J·v by
-    u·(J·v) = (uᵀJ)·v. If vjp/loop itself fails, it is the function that fails, and every verdict says so.
+    Of a compiled strategy, what it compiles is tried. The reference is vjp/loop at the same points: a row uᵀJ
+    is compared as it is, a column J·v by u·(J·v) = (uᵀJ)·v. If vjp/loop itself fails, it is the function that
+    fails, and every verdict says so.
     """
     try:
         reference = _trial(problem, STRATEGIES[REFERENCE], chunk)
     except Exception as error:
         return {name: Verdict(reason=explain(error), error=error) for name in names}
     return {
-        name: Verdict() if name == REFERENCE else _try(problem, STRATEGIES[name], reference, chunk)
+        name: Verdict()
+        if name == REFERENCE
+        else _try(problem, STRATEGIES[eager_name(name)], reference, chunk)
         for name in names
     }
 
@@ -77,47 +80,7 @@ def _try(problem: Problem, strategy: Strategy, reference: Tensor, chunk: int) ->
     return Verdict(reason=_difference(problem, strategy, products, reference))
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Relative: half the digits of the dtype. Rounding stays far below it, a wrong formula far above."""
-    return math.sqrt(torch.finfo(dtype).eps)
-
-
-def explain(error: Exception) -> str:
-    """The reason in plain words, for the errors of torch that are known; else the error's first line."""
-    text = str(error)
-    for pattern, words in _PLAIN_WORDS:
-        found = pattern.search(text)
-        if found:
-            return words.format(*found.groups())
-    return f"{type(error).__name__}: {text.strip().partition(chr(10))[0]}"
-
-
 _MISSING_BATCHING_RULE = re.compile(r"(\S+) hit the vmap fallback which is currently disabled")
-
-_PLAIN_WORDS = [
-    (re.compile(pattern), words)
-    for pattern, words in (
-        (r"Trying to use forward AD with (\S+) that does not support it", "no forward-mode rule for {}"),
-        (r"[Bb]atching rule not implemented for ([\w:.]*\w)", "no batching rule for {}"),
-        (r"tensor may have escaped", "a tensor escapes vmap, as in saved-tensor hooks (checkpointing)"),
-        (r"flat_bdims must not be None", "a custom autograd.Function without a jvp rule"),
-        (r"you're calling \.item\(\)", "reads a value (.item()), which vmap cannot batch"),
-        (r"data-dependent control flow", "control flow that depends on values, which vmap cannot follow"),
-        (r"[Tt]he derivative for '([^']+)' is not implemented", "no derivative rule for {}"),
-        (r"derivative for (\S+) is not implemented", "no derivative rule for {}"),
-        (r"saved tensor hooks", "saved-tensor hooks (activation checkpointing), which torch.func refuses"),
-        (r"must override the setup_context", "a custom autograd.Function without setup_context"),
-        (r"generate_vmap_rule", "a custom autograd.Function without a vmap rule"),
-        (r"(?:vmap support|`vmap` staticmethod)", "a custom autograd.Function without a vmap rule"),
-        (r"jvp.*custom autograd\.Function|custom autograd\.Function.*jvp", "a custom autograd.Function "
-         "without a jvp rule"),
-        (r"once_differentiable", "a custom autograd.Function that can be differentiated once only"),
-        (r"vmap: inplace arithmetic", "writes in place into a tensor that all samples share"),
-        (r"vmap: called random operation", "random operations, without a seed"),
-        (r"dynamic shape|data-dependent output shape", "an output whose shape depends on values"),
-        (r"modified by an inplace operation", "an in-place write destroys what a second derivative needs"),
-    )
-]  # fmt: skip
 
 
 def _trial(problem: Problem, strategy: Strategy, chunk: int) -> Tensor:

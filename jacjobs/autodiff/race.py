@@ -2,18 +2,18 @@
 
 A hill climb over (strategy, chunk). Each strategy runs once at a moderate chunk; those that are not far
 behind go on to larger or smaller ones, in steps of four and then of two, as long as it gets better; the best
-few run again in turn, and count by their medians. Nothing is predicted but memory: a chunk that may not fit
+few run again in turn, and count by their best. Nothing is predicted but memory: a chunk that may not fit
 the budget is not run.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.strategy import count_products
 from jacjobs.autodiff.timing import Pass, timed
 from jacjobs.problem import Problem
@@ -41,21 +41,37 @@ Timer = Callable[[str, int, bool], Pass | None]
 """Of a strategy at a chunk, after a first one that does not count or without."""
 
 
-def race(problem: Problem, names: Sequence[str], fits: Callable[[str, int], bool]) -> tuple[str, int]:
-    """The winner's name and chunk.
+class Choice(NamedTuple):
+    """`seconds`: what all of J takes, as far as was seen."""
 
-    names:  strategies that work, and fit at their smallest chunk.
-    fits:   may a strategy run at a chunk? Asked for as few as possible: it may take a while.
+    strategy: str
+    chunk: int
+    seconds: float = math.inf
+
+
+def race(
+    problem: Problem,
+    names: Sequence[str],
+    fits: Callable[[str, int], bool],
+    least_seconds: float = LEAST_SECONDS,
+) -> Choice:
+    """The winner.
+
+    names:          strategies that work, and fit at their smallest chunk.
+    fits:           may a strategy run at a chunk? Asked for as few as possible: it may take a while.
+    least_seconds:  the race may take so long, or a tenth of what J takes.
     """
 
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
             return None
+        # The first chunk of compiled code takes as long as compiling it.
+        warm = warm or strategy in COMPILED
         return timed(
             problem, strategy, chunk, enough_seconds=ENOUGH_SECONDS, most_bytes=MOST_BYTES, warm=warm
         )
 
-    return Race(problem.shape, names, time_it).winner()
+    return Race(problem.shape, names, time_it, least_seconds=least_seconds).winner()
 
 
 def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
@@ -63,7 +79,7 @@ def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
 
     Within a point they share its products evenly: of 1,100, a chunk of 1,024 would leave 76.
     """
-    maker = STRATEGIES[strategy]
+    maker = strategy_named(strategy)
     if maker.batching == "loop":
         return [1]
     products = count_products(maker, shape)
@@ -82,16 +98,18 @@ class Race:
         names: Sequence[str],
         timer: Timer,
         clock: Callable[[], float] = time.perf_counter,
+        least_seconds: float = LEAST_SECONDS,
     ) -> None:
         self._shape = shape
         self._sizes = {name: chunks_of(name, shape) for name in names}
         self._timer = timer
         self._clock = clock
+        self._least_seconds = least_seconds
         self._start = clock()
         self._seconds: dict[tuple[str, int], list[float]] = {}
         """Of all of J, each time that it was seen."""
 
-    def winner(self) -> tuple[str, int]:
+    def winner(self) -> Choice:
         if sum(map(len, self._sizes.values())) > 1:
             for strategy in self._sizes:
                 self._run_first(strategy)
@@ -100,11 +118,12 @@ class Race:
                     self._run(*ahead)
             self._run_finals()
         if not self._seconds:  # there was no choice, or there is hardly any memory
-            return next(iter(self._sizes)), 1
-        typical = {key: statistics.median(seen) for key, seen in self._seconds.items()}
+            return Choice(next(iter(self._sizes)), 1)
+        typical = {key: min(seen) for key, seen in self._seconds.items()}  # others took what is more
         strategy, chunk = min(typical, key=typical.__getitem__)
         limit = CLOSE * typical[strategy, chunk]
-        return strategy, min(c for (s, c), seconds in typical.items() if s == strategy and seconds <= limit)
+        close = [c for (s, c), seconds in typical.items() if s == strategy and seconds <= limit]
+        return Choice(strategy, min(close), typical[strategy, min(close)])
 
     def _run_first(self, strategy: str) -> None:
         chunk = START
@@ -158,7 +177,7 @@ class Race:
 
     def _whole(self, strategy: str, chunk: int, made: Pass) -> float:
         """Seconds of all of J."""
-        products = count_products(STRATEGIES[strategy], self._shape)
+        products = count_products(strategy_named(strategy), self._shape)
         if chunk >= products:
             return math.ceil(self._shape.points / (chunk // products)) * made.chunk_seconds
         each = made.setup_seconds + math.ceil(products / chunk) * made.chunk_seconds
@@ -167,4 +186,4 @@ class Race:
     @property
     def _limit_seconds(self) -> float:
         fastest = min((seen[0] for seen in self._seconds.values()), default=math.inf)
-        return max(LEAST_SECONDS, SHARE * fastest) if math.isfinite(fastest) else math.inf
+        return max(self._least_seconds, SHARE * fastest) if math.isfinite(fastest) else math.inf

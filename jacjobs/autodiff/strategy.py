@@ -30,7 +30,7 @@ class Strategy(ABC):
     """A product and a batching. Stateless: one instance serves all problems."""
 
     product: ClassVar[Literal["vjp", "jvp", "double-vjp"]]
-    batching: ClassVar[Literal["loop", "repeat", "vmap"]]
+    batching: ClassVar[Literal["loop", "repeat", "vmap", "compiled"]]
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Strategy(ABC):
     @property
     def shares_graph(self) -> bool:
         """Whether the chunks of a point come from one graph, which is made before the first."""
-        return self.product != "jvp" and self.batching != "repeat"
+        return self.product != "jvp" and self.batching in ("loop", "vmap")
 
     @abstractmethod
     def chunks(

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from jacjobs.autodiff.block import is_out_of_memory, time_chunks
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.block import time_chunks
+from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.strategy import corner, count_products
+from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -40,9 +41,10 @@ def timed(
         block = some_chunks(problem, strategy, chunk, 2)
         if warm:
             made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf))
-            if sum(made) >= SLOW_SECONDS:
-                return made
-            enough_seconds = max(enough_seconds, 1.1 * sum(made))
+            if strategy not in COMPILED:  # whose first chunk took as long as compiling it
+                if sum(made) >= SLOW_SECONDS:
+                    return made
+                enough_seconds = max(enough_seconds, 1.1 * sum(made))
         many = 2 * most_bytes // (block.entries * problem.shape.item_bytes)
         block = some_chunks(problem, strategy, chunk, max(2, min(CHUNKS, many)))
         return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds))
@@ -55,7 +57,7 @@ def timed(
 
 def some_chunks(problem: Problem, strategy: str, chunk: int, count: int) -> Rectangle:
     """A rectangle of about `count` chunks: products of the first point, or whole points."""
-    maker = STRATEGIES[strategy]
+    maker = strategy_named(strategy)
     products = count_products(maker, problem.shape)
     points = count * chunk // products if chunk >= products else 1
     return corner(maker, problem.shape, points, count * chunk)

@@ -8,12 +8,13 @@ import warnings
 import numpy as np
 
 from jacjobs.autodiff.block import Pace, compute_block
-from jacjobs.autodiff.catalogue import STRATEGIES, in_order_of_preference
+from jacjobs.autodiff.catalogue import STRATEGIES, eager_name, in_order_of_preference, strategy_named
 from jacjobs.autodiff.check import CHECKERS
 from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.guards import check_function
-from jacjobs.autodiff.legality import REFERENCE, Verdict, explain, try_strategies
+from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.autodiff.words import explain
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
@@ -41,7 +42,7 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
     shape = problem.shape
     names = in_order_of_preference(shape)
     if asked != "auto":
-        names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[STRATEGIES[asked].makes]]))
+        names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[strategy_named(asked).makes]]))
     allowed = min(resources.budget_bytes, int(available_memory_bytes() * TRIAL_SHARE))
     device = resources.device
     here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == device.host
@@ -112,7 +113,7 @@ def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | 
     """The part of its bytes that compression saves, of a chunk of products at each of a few points, spread
     over J. A point at which the function raises is left to the block that computes it.
     """
-    by_rows = STRATEGIES[strategy].makes == "rows"
+    by_rows = strategy_named(strategy).makes == "rows"
     products = problem.shape.rows if by_rows else problem.shape.columns
     found = []
     for i in range(SAMPLED_POINTS):
@@ -125,7 +126,8 @@ def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | 
         else:
             some = some._replace(column_start=first, column_stop=last)
         with contextlib.suppress(Exception):
-            found.append(compute_block(problem, Pace(strategy, chunk), some, dtype).reshape(-1))
+            pace = Pace(eager_name(strategy), chunk)
+            found.append(compute_block(problem, pace, some, dtype).reshape(-1))
     return compressible(np.concatenate(found)) if found else None
 
 

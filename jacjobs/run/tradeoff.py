@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from jacjobs.autodiff.block import is_out_of_memory
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import strategy_named
 from jacjobs.autodiff.estimate import allocated
+from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.planning.choice import Chooser, Timing
 from jacjobs.problem import Problem
 from jacjobs.run.tuner import time_one
@@ -85,7 +85,7 @@ def _thinned(grid: list[int]) -> list[int]:
 
 
 def _reading(problem: Problem, chooser: Chooser, timing: Timing) -> Reading:
-    maker, model = STRATEGIES[timing.strategy], chooser.models[timing.strategy]
+    maker, model = strategy_named(timing.strategy), chooser.models[timing.strategy]
     shape = problem.shape
     rate = timing.chunk / timing.chunk_seconds
     return Reading(

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block, is_out_of_memory
+from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
 from jacjobs.autodiff.check import Checker
 from jacjobs.autodiff.estimate import device_of
-from jacjobs.autodiff.legality import tolerance
 from jacjobs.autodiff.meter import AllocatedPeak, ResidentPeak, worker_peak
+from jacjobs.autodiff.words import is_out_of_memory, tolerance
 from jacjobs.errors import CheckError, DeviceLostError, DeviceMemoryError, JacjobsError, NonFiniteError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem, function_error

@@ -12,9 +12,10 @@ from torch.func import jacrev, vmap
 
 from jacjobs import Problem
 from jacjobs.autodiff import block as block_module
-from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block, is_out_of_memory
+from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.strategy import Chunk
+from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.shape import Rectangle
 from tests.functions import randn
 

@@ -11,7 +11,7 @@ import torch
 from jacjobs import Problem
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.check import CHECKERS, SHARE, Checker
-from jacjobs.autodiff.legality import tolerance
+from jacjobs.autodiff.words import tolerance
 from jacjobs.problem import Problem as _Problem
 from jacjobs.shape import Rectangle
 from tests.functions import randn

@@ -1,0 +1,55 @@
+"""Honest timings: warmed up, in turns whose order alternates, medians of the ratios within a turn."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Work = Callable[[], Any]
+PAUSE_SECONDS = 0.02
+"""Between timings: the threads of one library spin for a while after they have nothing to do."""
+
+
+class TooSlowError(Exception):
+    """It took longer than it was given."""
+
+
+def seconds_of(work: Work) -> float:
+    time.sleep(PAUSE_SECONDS)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TooSlowError in the main thread when the time is over (as soon as it is in Python again)."""
+
+    def end(*_: object) -> None:
+        raise TooSlowError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def in_turns(works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds):
+        for name in list(works)[:: 1 if number % 2 else -1]:
+            seconds[name].append(seconds_of(works[name]))
+    return seconds
+
+
+def ratio(of: list[float], to: list[float]) -> float:
+    """The median of the ratios within a turn."""
+    return statistics.median(a / b for a, b in zip(of, to, strict=True))

@@ -1,0 +1,235 @@
+"""Batched products whose chunks are compiled: one call of generated code a chunk, pointwise operators fused.
+
+What vjp/vmap and jvp/vmap compute, by `torch.compile` (J. Ansel et al., "PyTorch 2: Faster machine learning
+through dynamic Python bytecode transformation and graph compilation", ASPLOS 2024). A chunk is a function of
+a point's leaves and of seeds: it makes the forward pass again, so that nothing but tensors of fixed sizes
+goes in and comes out.
+
+Compiling takes seconds to a minute for each size of a chunk, so all chunks have one size: where products are
+left over, some are made twice. The first chunk of each size is also made by the plain strategy, and compared.
+Where a function cannot be compiled, or values differ by more than rounding, all chunks are plain.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from jacjobs.autodiff.forward import JvpVmap
+from jacjobs.autodiff.reverse import VjpVmap
+from jacjobs.autodiff.seeds import SeedMaker, make
+from jacjobs.autodiff.strategy import (
+    Chunk,
+    Strategy,
+    count_products,
+    point_groups,
+    product_ranges,
+    products_of,
+)
+from jacjobs.autodiff.words import explain, is_out_of_memory, tolerance
+from jacjobs.problem import Problem
+from jacjobs.shape import Rectangle
+
+Products = Callable[[Sequence[Any], list[Tensor], bool], list[Tensor]]
+"""Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …)."""
+
+
+@dataclass
+class Code:
+    """What was compiled for a problem.
+
+    products:  a chunk as it is written, to be compiled.
+    reason:    why that is of no use; None while it is.
+    sizes:     compiled for chunks of so many points and products, and compared.
+    """
+
+    products: Products
+    reason: str | None = None
+    sizes: dict[tuple[int, int], Products] = field(default_factory=dict)
+
+
+class Compiled(Strategy):
+    """Chunks of the strategy `eager`, compiled. Those with fewer points than the others, at the end, are
+    not.
+    """
+
+    batching = "compiled"
+    eager: ClassVar[Strategy]
+
+    def chunks(
+        self,
+        problem: Problem,
+        block: Rectangle,
+        seeds: SeedMaker,
+        chunk: int,
+        *,
+        create_graph: bool = False,
+    ) -> Iterator[Chunk]:
+        code = self.code(problem)
+        count = count_products(self, problem.shape)
+        begin, end = products_of(self, block)
+        most_points = max(1, chunk // (end - begin))
+        for start, stop in point_groups(block, end - begin, chunk):
+            for first, last in product_ranges(begin, end, chunk):
+                size = min(chunk, end - begin)
+                # The last products are made with some before them, for the size's sake.
+                before = first - min(first, count - size)
+                part = self._part(problem, start, stop, first - before, first - before + size)
+                made = None
+                if stop - start == most_points and not create_graph:
+                    made = self._made(problem, code, part, seeds)
+                if made is None:
+                    part = self._part(problem, start, stop, first, last)
+                    yield from self.eager.chunks(problem, part, seeds, chunk, create_graph=create_graph)
+                    continue
+                leaves = [leaf[:, before : before + last - first] for leaf in made]
+                del made
+                yield Chunk(slice(start, stop), slice(first, last), leaves)
+                del leaves
+
+    def code(self, problem: Problem) -> Code:
+        """Of this problem, and of all that differ from it in the values of leaves alone."""
+        if self.name not in problem.kept:
+            products = self._products(problem.with_leaves([]))
+            reason = None if problem.seed is None else "random operations, with a seed of their own"
+            problem.kept[self.name] = Code(products, reason)
+        code: Code = problem.kept[self.name]
+        return code
+
+    def _made(self, problem: Problem, code: Code, part: Rectangle, seeds: SeedMaker) -> list[Tensor] | None:
+        """(points, products, size of leaf) a leaf; None where the code is of no use."""
+        if code.reason is not None:
+            return None
+        several = part.points > 1
+        leaves = (
+            problem.at_points(part.point_start, part.point_stop)
+            if several
+            else problem.at_point(part.point_start)
+        )
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        first, last = products_of(self, part)
+        drawn = make(seeds, first, last, self._like(problem, leaves, several))
+        size = part.points, last - first
+        compiled = code.sizes.get(size) or _compile(code.products)
+        try:
+            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+                made = compiled(leaves, drawn, several)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            code.reason = explain(error)
+            return None
+        made = [leaf.reshape(*size, -1) for leaf in made]
+        if size not in code.sizes:
+            code.sizes[size] = compiled
+            code.reason = self._difference(problem, made, part, seeds)
+        return made if code.reason is None else None
+
+    def _difference(
+        self, problem: Problem, made: list[Tensor], part: Rectangle, seeds: SeedMaker
+    ) -> str | None:
+        """How far the compiled products are from the plain ones; None if that is rounding."""
+        first, last = products_of(self, part)
+        for plain in self.eager.chunks(problem, part, seeds, part.points * (last - first)):
+            points = slice(plain.points.start - part.point_start, plain.points.stop - part.point_start)
+            products = slice(plain.products.start - first, plain.products.stop - first)
+            for leaf, want in zip(made, plain.leaves, strict=True):
+                got = leaf[points, products]
+                finite = torch.isfinite(want)
+                error = torch.where(finite, got - want, 0).abs().max()
+                scale = torch.where(finite, want, 0).abs().max()
+                if not bool(error <= tolerance(problem.precision) * scale):
+                    return f"compiled, its products differ from those of {self.eager.name}"
+        return None
+
+    def _part(self, problem: Problem, start: int, stop: int, first: int, last: int) -> Rectangle:
+        if self.makes == "rows":
+            return Rectangle(start, stop, first, last, 0, problem.shape.columns)
+        return Rectangle(start, stop, 0, problem.shape.rows, first, last)
+
+    def _like(self, problem: Problem, leaves: Sequence[Any], several: bool) -> list[Tensor]:
+        """Tensors as a point's seeds are."""
+        raise NotImplementedError
+
+    def _products(self, problem: Problem) -> Products:
+        raise NotImplementedError
+
+
+class VjpCompiled(Compiled):
+    """Compiled chunks of rows. Cost: ⌈m/k⌉ forward and m backward passes a point, in fused code."""
+
+    product = "vjp"
+    eager = VjpVmap()
+
+    def _like(self, problem: Problem, leaves: Sequence[Any], several: bool) -> list[Tensor]:
+        segments = zip(problem.shape.outputs, problem.output_dtypes, strict=True)
+        device = leaves[problem.wanted[0]].device
+        return [torch.empty(s.shape, dtype=dtype, device=device) for s, dtype in segments]
+
+    def _products(self, problem: Problem) -> Products:
+        def at_point(leaves: Sequence[Any], seeds: list[Tensor]) -> list[Tensor]:
+            pull_back = torch.func.vjp(_of_wanted(problem, leaves), *_wanted(problem, leaves))[1]
+            return list(torch.func.vmap(pull_back)(seeds))
+
+        return _at_points(problem, at_point)
+
+
+class JvpCompiled(Compiled):
+    """Compiled chunks of columns. Cost: ⌈n/k⌉ passes of values and n of tangents a point, in fused code."""
+
+    product = "jvp"
+    eager = JvpVmap()
+
+    def _like(self, problem: Problem, leaves: Sequence[Any], several: bool) -> list[Tensor]:
+        return [leaves[i][0] if several and problem.carried[i] else leaves[i] for i in problem.wanted]
+
+    def _products(self, problem: Problem) -> Products:
+        def at_point(leaves: Sequence[Any], seeds: list[Tensor]) -> list[Tensor]:
+            def column(*tangents: Tensor) -> list[Tensor]:
+                primals = tuple(_wanted(problem, leaves))
+                made: list[Tensor] = torch.func.jvp(_of_wanted(problem, leaves), primals, tangents)[1]
+                return made
+
+            return list(torch.func.vmap(column)(*seeds))
+
+        return _at_points(problem, at_point)
+
+
+def _of_wanted(problem: Problem, leaves: Sequence[Any]) -> Callable[..., list[Tensor]]:
+    def of_wanted(*inputs: Tensor) -> list[Tensor]:
+        full = list(leaves)
+        for index, leaf in zip(problem.wanted, inputs, strict=True):
+            full[index] = leaf
+        return problem.call_one(full)
+
+    return of_wanted
+
+
+def _wanted(problem: Problem, leaves: Sequence[Any]) -> list[Tensor]:
+    return [leaves[index] for index in problem.wanted]
+
+
+def _at_points(problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]], list[Tensor]]) -> Products:
+    in_dims = tuple(0 if carried else None for carried in problem.carried)
+
+    def products(leaves: Sequence[Any], seeds: list[Tensor], several: bool) -> list[Tensor]:
+        if not several:
+            return at_point(leaves, seeds)
+        made: list[Tensor] = torch.func.vmap(lambda *point: at_point(point, seeds), in_dims=in_dims)(*leaves)
+        return made
+
+    return products
+
+
+def _compile(products: Products) -> Products:
+    """Under a code object of its own: torch keeps no more than eight variants of one."""
+    code = products.__code__.replace()
+    own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
+    compiled: Products = torch.compile(own, fullgraph=True, dynamic=False)
+    return compiled
