@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo jobs test lint clean
+.PHONY: demo jobs test lint bench clean
 
 # Runs the main job on real handwritten digits, in a fresh place, and shows what it left.
 demo: $(READY)
@@ -16,6 +16,11 @@ demo: $(READY)
 # Runs every job of jobs/ at its default size, and compares each with a reference of its own.
 jobs: $(READY)
 	$(BIN)/python jobs/run_all.py
+
+# Measures jacjobs and what people use instead, side by side; writes benchmarks/results and the README's table.
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.speed
 
 test: lint
 	$(BIN)/pytest

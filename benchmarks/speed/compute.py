@@ -1,7 +1,9 @@
 """`jacjobs.jacobian` against the best peer, function by function.
 
-Each peer is looked at alone first, at its best chunk; then the best of torch's, the best of JAX's and jacjobs
-run in turns. Threads: all cores, for all of them. All results are compared with one another.
+Each peer is looked at alone first, at its best chunk; then the best of each kind and jacjobs run in turns,
+with all cores for all of them. All results are compared with one another. There are two kinds: operator by
+operator (torch's own transforms, loops, the repeat trick), and compiled (JAX's jit, torch.compile around
+torch's transforms, `compile=True`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import gc
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,14 +22,20 @@ import torch
 import jacjobs
 from benchmarks import functions
 from benchmarks.speed.pairs import TooSlowError, Work, in_turns, ratio, seconds_of, within
-from benchmarks.speed.peers import LEAST_SECONDS, PATIENCE, Case, at_its_best, peers_of
+from benchmarks.speed.peers import LEAST_SECONDS, PATIENCE, Case, at_its_best, compiled_peers_of, peers_of
 from jacjobs import Problem
 from jobs.kernel_residual import problem as kernel_residual
 
-ROUNDS, QUICK_ROUNDS = 9, 5
+ROUNDS, QUICK_ROUNDS = 7, 5
 AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Largest difference of two results, of the largest entry."""
-BOTH = (torch.float32, torch.float64)
+SINGLE, DOUBLE = (torch.float32,), (torch.float64,)
+BOTH = SINGLE + DOUBLE
+
+
+Peers = dict[str, tuple[Work, float]]
+"""What to call, and the seconds that it took alone."""
+Check = Callable[[torch.Tensor, str], None]
 
 
 class Speed(NamedTuple):
@@ -43,22 +53,22 @@ def _residual(dtype: torch.dtype, **sizes: int) -> Problem:
 
 FUNCTIONS = {
     "MLP, square": Speed(functions.mlp, "mlp"),
-    "MLP, tall": Speed(functions.mlp_tall, "mlp_tall"),
-    "MLP, wide": Speed(functions.mlp_wide, "mlp_wide"),
-    "CNN": Speed(functions.cnn, "cnn"),
+    "MLP, tall": Speed(functions.mlp_tall, "mlp_tall", dtypes=SINGLE),
+    "MLP, wide": Speed(functions.mlp_wide, "mlp_wide", dtypes=SINGLE),
+    "CNN": Speed(functions.cnn, "cnn", dtypes=SINGLE),
     "transformer block": Speed(functions.transformer, "transformer"),
-    "LSTM": Speed(functions.lstm, "lstm"),
-    "ODE solve": Speed(functions.ode, "ode"),
-    "kernel residual": Speed(_residual, "residual", {"count": 2000, "centres": 25}, (torch.float64,)),
-    "per sample, inputs of a CNN": Speed(functions.samples, "samples", {"count": 64}),
-    "per sample, parameters": Speed(functions.parameters, "parameters", {"count": 32}),
+    "LSTM": Speed(functions.lstm, "lstm", dtypes=SINGLE),
+    "ODE solve": Speed(functions.ode, "ode", dtypes=DOUBLE),
+    "kernel residual": Speed(_residual, "residual", {"count": 2000, "centres": 25}, DOUBLE),
+    "per sample, inputs of a CNN": Speed(functions.samples, "samples", {"count": 64}, SINGLE),
+    "per sample, parameters": Speed(functions.parameters, "parameters", {"count": 32}, SINGLE),
     "Hessian": Speed(functions.hessian, "hessian"),
 }
 
 
-def measure(names: list[str], *, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """A row for each function and dtype; `quick` takes one dtype, and no JAX."""
-    for name in names:
+def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[dict[str, Any]]:
+    """A row for each function and dtype; `quick` takes one dtype, and no compilers."""
+    for name in names or FUNCTIONS:
         speed = FUNCTIONS[name]
         for dtype in speed.dtypes[:1] if quick else speed.dtypes:
             yield _row(name, speed, dtype, quick=quick)
@@ -66,54 +76,66 @@ def measure(names: list[str], *, quick: bool = False) -> Iterator[dict[str, Any]
 
 
 def _row(name: str, speed: Speed, dtype: torch.dtype, *, quick: bool) -> dict[str, Any]:
-    problem = speed.make(dtype=dtype, **speed.sizes)
-    case = Case(problem)
-    ours = jacjobs.jacobian(case.fn, case.argnums, in_dims=case.in_dims)
-    first = seconds_of(lambda: ours(*case.args))
-    want = case.entries(ours(*case.args))
+    case = Case(speed.make(dtype=dtype, **speed.sizes))
+    of = partial(jacjobs.jacobian, case.fn, case.argnums, in_dims=case.in_dims)
+    plain = of()
+    first = {"jacjobs": seconds_of(lambda: plain(*case.args))}
+    want = case.entries(plain(*case.args))
 
     def checked(J: torch.Tensor, who: str) -> None:
         error = ((J - want).abs().max() / want.abs().max()).item()
         if not error <= AGREE[dtype]:
             raise AssertionError(f"{name}: {who} and jacjobs differ by {error:.1e} of the largest entry")
 
-    torch_peers = _at_their_best(case, checked)
-    works: dict[str, Work] = {"jacjobs": lambda: ours(*case.args)}
-    best_torch = min(torch_peers, key=lambda peer: torch_peers[peer][1])
-    works[best_torch] = torch_peers[best_torch][0]
-    alone = {peer: seconds for peer, (_, seconds) in torch_peers.items()}
-    best_jax = ""
+    peers = {"plain": _at_their_best(case, checked)}
+    works: dict[str, Work] = {"jacjobs": lambda: plain(*case.args), **_best(peers["plain"])}
     if not quick:
-        jax_peers = _compiled(speed, dtype, case, checked, min(alone.values()))
-        alone |= {peer: seconds for peer, (_, seconds) in jax_peers.items()}
-        if jax_peers:
-            best_jax = min(jax_peers, key=lambda peer: jax_peers[peer][1])
-            works[best_jax] = jax_peers[best_jax][0]
+        best = min(seconds for _, seconds in peers["plain"].values())
+        peers["compiled"] = _compiled(speed, dtype, case, checked, best)
+        compiled = of(compile=True)
+        first["jacjobs, compiled"] = seconds_of(lambda: compiled(*case.args))
+        checked(case.entries(compiled(*case.args)), "jacjobs, compiled")
+        works |= {"jacjobs, compiled": lambda: compiled(*case.args), **_best(peers["compiled"])}
     for work in works.values():
         work()
     seconds = in_turns(works, QUICK_ROUNDS if quick else ROUNDS)
-    ratios = {peer: ratio(taken, seconds["jacjobs"]) for peer, taken in seconds.items() if peer != "jacjobs"}
-    best = min(ratios, key=ratios.__getitem__)
-    return {
+    row = {
         "function": name,
         "dtype": str(dtype).removeprefix("torch."),
         "shape": [case.shape.points, case.shape.rows, case.shape.columns],
-        "choice": "{}, {:,}".format(*ours.choices[0]),
-        "seconds": statistics.median(seconds["jacjobs"]),
+        "choice": "{}, {:,}".format(*plain.choices[0]),
+        "seconds": {who: statistics.median(taken) for who, taken in seconds.items()},
         "first_seconds": first,
-        "best_torch": best_torch,
-        "ratio_torch": ratios[best_torch],
-        "best_jax": best_jax,
-        "ratio_jax": ratios.get(best_jax),
-        "best": best,
-        "ratio": ratios[best],
-        "alone_seconds": alone,
+        "plain": _against(seconds, peers["plain"], ["jacjobs"]),
+        "alone_seconds": {peer: s for kind in peers.values() for peer, (_, s) in kind.items()},
     }
+    if not quick:
+        row["choice_compiled"] = "{}, {:,}".format(*compiled.choices[0])
+        row["compiled"] = _against(seconds, peers["compiled"], ["jacjobs, compiled"])
+        everybody = {**peers["plain"], **peers["compiled"]}
+        row["all"] = _against(seconds, everybody, ["jacjobs", "jacjobs, compiled"])
+    return row
 
 
-def _at_their_best(case: Case, checked: Callable[[torch.Tensor, str], None]) -> dict[str, tuple[Work, float]]:
+def _best(peers: Peers) -> dict[str, Work]:
+    if not peers:
+        return {}
+    best = min(peers, key=lambda peer: peers[peer][1])
+    return {best: peers[best][0]}
+
+
+def _against(seconds: dict[str, list[float]], peers: Peers, ours: list[str]) -> dict[str, Any] | None:
+    """The peer that was fastest in turns, and the ratio of throughputs: above 1, jacjobs is faster."""
+    there = [peer for peer in peers if peer in seconds]
+    if not there:
+        return None
+    best = min(there, key=lambda peer: statistics.median(seconds[peer]))
+    return {"peer": best, "ratio": max(ratio(seconds[best], seconds[own]) for own in ours)}
+
+
+def _at_their_best(case: Case, checked: Check) -> Peers:
     """Each of torch's peers, but those that fail or are far behind."""
-    found: dict[str, tuple[Work, float]] = {}
+    found: Peers = {}
     most = case.shape.points if case.in_dims is not None else case.shape.rows
     for peer, call in peers_of(case):
         best = min((seconds for _, seconds in found.values()), default=math.inf)
@@ -126,19 +148,14 @@ def _at_their_best(case: Case, checked: Callable[[torch.Tensor, str], None]) -> 
     return found
 
 
-def _compiled(
-    speed: Speed,
-    dtype: torch.dtype,
-    case: Case,
-    checked: Callable[[torch.Tensor, str], None],
-    best_so_far: float,
-) -> dict[str, tuple[Work, float]]:
+def _compiled(speed: Speed, dtype: torch.dtype, case: Case, checked: Check, best: float) -> Peers:
     import jax
     import numpy as np
 
     from benchmarks.speed import twins
 
-    found: dict[str, tuple[Work, float]] = {}
+    found: Peers = {}
+    limit = max(LEAST_SECONDS, PATIENCE * best)
     for peer, (fn, args) in getattr(twins, speed.twin)(dtype, **speed.sizes).items():
         compiled = jax.jit(fn)
 
@@ -147,9 +164,13 @@ def _compiled(
 
         J = jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), work())
         checked(case.entries(J), peer)
+        with suppress(TooSlowError), within(limit):
+            found[peer] = work, min(seconds_of(work) for _ in range(3))
+    for peer, work in compiled_peers_of(case).items():
         try:
-            with within(max(LEAST_SECONDS, PATIENCE * best_so_far)):
-                found[peer] = work, min(seconds_of(work) for _ in range(3))
-        except TooSlowError:
+            checked(case.entries(work()), peer)
+        except (RuntimeError, NotImplementedError):
             continue
+        with suppress(TooSlowError), within(limit):
+            found[peer] = work, min(seconds_of(work) for _ in range(3))
     return found

@@ -17,10 +17,12 @@ from benchmarks.speed.pairs import TooSlowError, Work, seconds_of, within
 from jacjobs import Problem
 from jacjobs.problem import InDims
 
-PATIENCE = 8.0
+PATIENCE = 5.0
 """A peer that takes so many times longer than the best so far is not waited for."""
 LEAST_SECONDS, MOST_SECONDS = 1.0, 60.0
 START = 64
+HOPELESS = 8
+"""So many times more products than the other mode has."""
 
 
 class Case:
@@ -36,6 +38,14 @@ class Case:
         self.shape = problem.shape
         if problem.batched:  # a function of whole batches, as a function of one sample
             self.fn = partial(_one_sample, problem.fn, problem.in_dims)
+
+    @property
+    def forward(self) -> bool:
+        return self.shape.columns <= HOPELESS * self.shape.rows
+
+    @property
+    def reverse(self) -> bool:
+        return self.shape.rows <= HOPELESS * self.shape.columns
 
     def entries(self, J: Any) -> Tensor:
         """Any peer's result as one matrix a point: (points, rows, columns)."""
@@ -63,25 +73,40 @@ def _rows_of(J: Any, outputs: int) -> list[Any]:
 
 
 def peers_of(case: Case) -> Iterator[tuple[str, Callable[[int], Any] | Work]]:
-    """Name and how to call it: with a chunk, where it takes one."""
+    """Name and how to call it: with a chunk, where it takes one. No mode that nobody would choose: forward
+    where there are many times more columns than rows, or the other way round.
+    """
     fn, args, argnums, in_dims = case.fn, case.args, case.argnums, case.in_dims
     if in_dims is not None:
         yield "vmap(jacrev)", lambda: vmap(jacrev(fn, argnums), in_dims)(*args)
         yield "vmap(jacrev), chunked", lambda k: vmap(jacrev(fn, argnums), in_dims, chunk_size=k)(*args)
-        yield "vmap(jacfwd)", lambda: vmap(jacfwd(fn, argnums), in_dims)(*args)
+        if case.forward:
+            yield "vmap(jacfwd)", lambda: vmap(jacfwd(fn, argnums), in_dims)(*args)
         yield "loop of jacrev", lambda: _point_by_point(case)
         return
-    yield "jacrev", lambda k: jacrev(fn, argnums, chunk_size=k)(*args)
-    yield "jacfwd", lambda: jacfwd(fn, argnums)(*args)
     (x,) = args
-    yield "autograd, reverse, vectorised", lambda: functional_jacobian(fn, x, vectorize=True)
-    yield (
-        "autograd, forward, vectorised",
-        lambda: functional_jacobian(fn, x, vectorize=True, strategy="forward-mode"),
-    )
-    yield "autograd", lambda: functional_jacobian(fn, x)
-    yield "loop", lambda: loop(fn, x)
-    yield "repeat trick, all at once", lambda: repeat(fn, x)
+    if case.forward:
+        yield "jacfwd", lambda: jacfwd(fn, argnums)(*args)
+        forward = partial(functional_jacobian, vectorize=True, strategy="forward-mode")
+        yield "autograd, forward, vectorised", lambda: forward(fn, x)
+    if case.reverse:
+        yield "jacrev", lambda k: jacrev(fn, argnums, chunk_size=k)(*args)
+        yield "autograd, reverse, vectorised", lambda: functional_jacobian(fn, x, vectorize=True)
+        yield "autograd", lambda: functional_jacobian(fn, x)
+        yield "loop", lambda: loop(fn, x)
+        yield "repeat trick, all at once", lambda: repeat(fn, x)
+
+
+def compiled_peers_of(case: Case) -> dict[str, Work]:
+    """torch.compile around torch's transforms, all products at once: what one tries first."""
+    fn, args, argnums, in_dims = case.fn, case.args, case.argnums, case.in_dims
+    jac = jacrev(fn, argnums) if case.reverse else jacfwd(fn, argnums)
+    name = "jacrev" if case.reverse else "jacfwd"
+    if in_dims is not None:
+        jac, name = vmap(jac, in_dims), f"vmap({name})"
+    torch._dynamo.reset()
+    compiled = torch.compile(jac)
+    return {f"torch.compile({name})": lambda: compiled(*args)}
 
 
 def _point_by_point(case: Case) -> Any:
@@ -154,4 +179,4 @@ def _takes_a_chunk(call: Any) -> bool:
 
 def _least_seconds(work: Work) -> float:
     first = seconds_of(work)
-    return min(first, *(seconds_of(work) for _ in range(2 if first < 1 else 1)))
+    return min(first, *(seconds_of(work) for _ in range(3 if first < 0.1 else 1)))

@@ -72,7 +72,7 @@ def jacobian(
     (*output shape, *input shape), with in_dims (points, *output shape, *input shape), in the dtype of the
     input and on its device.
 
-    The choice is made on the first call, by timing some products for up to a tenth of what J takes or half a
+    The choice is made on the first call, by timing some products for up to a tenth of what J takes or a
     second, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
     function that this returns, where there are many. Its `choices` say what was chosen. Inside a transform of
     torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.

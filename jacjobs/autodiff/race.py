@@ -29,8 +29,10 @@ CLOSE = 1.03
 FINALISTS, ROUNDS = 3, 2
 """So many of the best run so many times more."""
 SHARE = 0.1
-LEAST_SECONDS = 0.5
-"""A race takes at most a tenth of what J is seen to take, or half a second."""
+LEAST_SECONDS = 1.0
+"""A race takes at most a tenth of what J is seen to take, or a second."""
+CLIMB = 0.7
+"""Of that time, before the finals."""
 ENOUGH_SECONDS = 0.03
 MOST_BYTES = 64 << 20
 """Of J, made for one timing."""
@@ -134,7 +136,7 @@ class Race:
 
     def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
         """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""
-        if self._clock() - self._start > self._limit_seconds:
+        if self._clock() - self._start > CLIMB * self._limit_seconds:
             return None
         best: dict[str, tuple[float, int]] = {}
         for (strategy, chunk), seen in self._seconds.items():

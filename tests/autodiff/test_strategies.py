@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from jacjobs import Problem
 from jacjobs.autodiff.block import Pace, compute_block
-from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
 from jacjobs.errors import InputError
@@ -275,7 +275,7 @@ def test_bfloat16_is_stored_as_float32() -> None:
 
 
 def test_options_know_all_strategies() -> None:
-    for name in STRATEGIES:
+    for name in (*STRATEGIES, *COMPILED):
         assert ComputeOptions(strategy=name).strategy == name  # type: ignore[arg-type]
 
 

@@ -103,7 +103,10 @@ class RayExecutor:
                     self._start("worker", actor.remote(self._payload, self._plan))
                 case StartAssembler():
                     actor = ray.remote(AssemblerActor).options(
-                        num_cpus=0, max_restarts=0, max_concurrency=self._assembler_threads
+                        num_cpus=0,
+                        max_restarts=0,
+                        max_concurrency=self._assembler_threads,
+                        scheduling_strategy="SPREAD",
                     )
                     self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
                 case Ping(worker):

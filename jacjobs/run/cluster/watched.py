@@ -24,6 +24,8 @@ from jacjobs.store.lock import PATIENCE_SECONDS
 
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.2
+WORKERS_AN_ASSEMBLER = 8
+"""One writes about 500 MB/s: benchmarks/results/bench.md has how many workers that is enough for."""
 NAMESPACE = "jacjobs"
 """Of the coordinators' names: any job of the cluster finds them."""
 
@@ -38,6 +40,7 @@ class CoordinatorActor:
             path,
             lambda: RayExecutor(payload, plan, path, part_metadata(record), placement),
             workers=placement.workers,
+            assemblers=-(-placement.workers // WORKERS_AN_ASSEMBLER),
             observer=RunMetrics(record.run, record.name),
         )
         self._path = path

@@ -1,0 +1,73 @@
+"""All tables: `python -m benchmarks.speed [--quick] [--only compute …]`.
+
+Writes benchmarks/results/bench.json, and from it benchmarks/results/bench.md and the README's table.
+`--quick` is for a look: smaller sizes, fewer rounds, no compilers; it writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.speed import compute, end_to_end, memory, page, scale, startup
+
+TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "compute": compute.measure,
+    "end_to_end": end_to_end.measure,
+    "memory": memory.measure,
+    "scale": scale.measure,
+    "startup": startup.measure,
+}
+PACKAGES = ("torch", "jax", "ray", "pyarrow", "numpy")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    found = page.read()
+    for name in options.only:
+        began = time.perf_counter()
+        rows = list(TABLES[name](quick=options.quick))
+        found[name] = {"rows": rows, "of": of_this_run(time.perf_counter() - began)}
+        if not options.quick:
+            page.write_json(found)  # before any table asks for a reason that nobody has written yet
+            page.write_tables(found)
+        print(page.TABLES[name](found[name]), flush=True)
+
+
+def of_this_run(seconds: float) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {_processor()}, {platform.system()}",
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "minutes": round(seconds / 60, 1),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package).partition("+")[0]
+    except PackageNotFoundError:
+        return "none"
+
+
+if __name__ == "__main__":
+    main()

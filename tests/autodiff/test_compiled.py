@@ -1,0 +1,202 @@
+"""Compiled chunks: the same products, in chunks of one size; and plain ones where code is of no use."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jacrev, vmap
+
+import jacjobs
+from jacjobs.autodiff import compiled as compiling
+from jacjobs.autodiff.block import Pace, compute_block
+from jacjobs.autodiff.catalogue import COMPILED
+from jacjobs.autodiff.compiled import Products
+from jacjobs.errors import InputError
+from jacjobs.problem import Problem
+from jacjobs.shape import Rectangle
+from tests.functions import CASES, randn
+
+needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+W = randn(13, 7, seed=3)
+
+
+def fn(x: Tensor) -> Tensor:
+    return torch.tanh(W @ torch.sin(x))
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[Products]:
+    """What would be compiled runs as it is; each time that something would be."""
+    asked: list[Products] = []
+
+    def compile_(products: Products) -> Products:
+        asked.append(products)
+        return products
+
+    monkeypatch.setattr(compiling, "_compile", compile_)
+    return asked
+
+
+def whole(problem: Problem, strategy: str, chunk: int) -> Any:
+    shape = problem.shape
+    every = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
+    return torch.from_numpy(compute_block(problem, Pace(strategy, chunk), every))
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("strategy", COMPILED)
+def test_real_code_makes_what_jacrev_makes(strategy: str) -> None:
+    problem = Problem(fn, (randn(7),))
+    torch.testing.assert_close(whole(problem, strategy, 5)[0], jacrev(fn)(problem.leaves[0]))
+    code = COMPILED[strategy].code(problem)
+    assert code.reason is None
+    assert list(code.sizes) == [(1, 5)]
+    other = problem.with_leaves([randn(7, seed=9)])
+    torch.testing.assert_close(whole(other, strategy, 5)[0], jacrev(fn)(other.leaves[0]))
+    assert COMPILED[strategy].code(other) is code, "compiled once for all values"
+
+
+@needs_a_compiler
+def test_jacobian_takes_compiled_code_where_it_is_faster() -> None:
+    """A chain of small operators: calling each takes far longer than what it does."""
+
+    def chain(x: Tensor) -> Tensor:
+        for _ in range(60):
+            x = torch.sin(x) * 1.01 + 0.1
+        return x
+
+    x = randn(40).float()
+    J = jacjobs.jacobian(chain, compile=True)
+    torch.testing.assert_close(J(x), jacrev(chain)(x), rtol=1e-4, atol=1e-5)
+    (choice,) = J.choices
+    assert choice.strategy in COMPILED
+    torch.testing.assert_close(J(2 * x), jacrev(chain)(2 * x), rtol=1e-4, atol=1e-5)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(
+    "name", [".item()", "control flow on values", "activation checkpointing", "old custom Function"]
+)
+def test_what_cannot_be_compiled_is_computed_all_the_same(name: str) -> None:
+    """Whatever torch says of it, the values are right."""
+    case = CASES[name]
+    got = jacjobs.jacobian(case.fn, compile=True)(*case.args)
+    torch.testing.assert_close(got, case.by(case.plain or case.fn)(*case.args), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("strategy", COMPILED)
+@pytest.mark.parametrize("chunk", [1, 2, 5, 7, 13, 26, 40, 1000])
+def test_any_chunk_covers_all_products_at_all_points(
+    strategy: str, chunk: int, uncompiled: list[Products]
+) -> None:
+    """Chunks of one size, though it does not divide what there is; those of fewer points are plain."""
+    x = randn(5, 7)
+    problem = Problem(fn, (x,), in_dims=0)
+    torch.testing.assert_close(whole(problem, strategy, chunk), vmap(jacrev(fn))(x))
+    assert len(COMPILED[strategy].code(problem).sizes) == 1
+    assert len(uncompiled) == 1
+
+
+@pytest.mark.parametrize("strategy", COMPILED)
+def test_a_part_of_the_products_with_parameters_in_a_dictionary(
+    strategy: str, uncompiled: list[Products]
+) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6)).double()
+    problem = Problem.parameters(network, randn(4, 3))
+    want = whole(problem, "vjp/vmap", 1000)
+    torch.testing.assert_close(whole(problem, strategy, 60), want)
+    rows, columns = problem.shape.rows, problem.shape.columns
+    part = Rectangle(1, 3, 2, 6, 0, columns)
+    if COMPILED[strategy].makes == "columns":
+        part = Rectangle(1, 3, 0, rows, 5, 40)
+    for chunk in (3, 9, 100):
+        got = compute_block(problem, Pace(strategy, chunk), part)
+        torch.testing.assert_close(torch.from_numpy(got), want[part.slices])
+
+
+@pytest.mark.parametrize("strategy", COMPILED)
+def test_wrong_code_is_found_by_its_first_chunk_and_not_used(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(products: Products) -> Products:
+        return lambda *arguments: [leaf * (1 + 1e-6) for leaf in products(*arguments)]
+
+    monkeypatch.setattr(compiling, "_compile", wrong)
+    problem = Problem(fn, (randn(7),))
+    torch.testing.assert_close(whole(problem, strategy, 5), whole(problem, "vjp/vmap", 5))
+    reason = COMPILED[strategy].code(problem).reason
+    assert reason is not None
+    assert "differ from those of" in reason
+    plain = jacjobs.jacobian(fn, compile=True)
+    plain(randn(7))
+    assert plain.choices[0].strategy not in COMPILED
+
+
+def test_code_that_gives_nan_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nan(products: Products) -> Products:
+        return lambda *arguments: [leaf * torch.nan for leaf in products(*arguments)]
+
+    monkeypatch.setattr(compiling, "_compile", nan)
+    problem = Problem(fn, (randn(7),))
+    torch.testing.assert_close(whole(problem, "vjp/compiled", 5), whole(problem, "vjp/vmap", 5))
+
+
+def test_where_there_is_no_compiler_products_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(products: Products) -> Products:
+        def call(*arguments: Any) -> Any:
+            raise RuntimeError("no C++ compiler was found\nand more")
+
+        return call
+
+    monkeypatch.setattr(compiling, "_compile", broken)
+    problem = Problem(fn, (randn(7),))
+    torch.testing.assert_close(whole(problem, "jvp/compiled", 3), whole(problem, "vjp/vmap", 5))
+    assert COMPILED["jvp/compiled"].code(problem).reason == "RuntimeError: no C++ compiler was found"
+
+
+def test_out_of_memory_is_told_and_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(products: Products) -> Products:
+        def call(leaves: Any, seeds: Any, several: bool) -> Any:
+            if seeds[0].shape[0] > 2:
+                raise torch.OutOfMemoryError("too much")
+            return products(leaves, seeds, several)
+
+        return call
+
+    monkeypatch.setattr(compiling, "_compile", small)
+    problem = Problem(fn, (randn(7),))
+    pace = Pace("vjp/compiled", 8)
+    got = compute_block(problem, pace, Rectangle(0, 1, 0, 13, 0, 7))
+    torch.testing.assert_close(torch.from_numpy(got), whole(problem, "vjp/vmap", 5))
+    assert pace.chunk == 2
+    assert len(pace.retreats) == 2
+
+
+def test_random_functions_are_not_compiled(uncompiled: list[Products]) -> None:
+    problem = Problem(lambda x: torch.dropout(x * 1.0, 0.5, True), (randn(7),)).seeded(3)
+    torch.testing.assert_close(whole(problem, "vjp/compiled", 3), whole(problem, "vjp/vmap", 3))
+    assert not uncompiled
+
+
+def test_compiled_code_cannot_be_differentiated_again() -> None:
+    with pytest.raises(InputError, match=r"create_graph=True with compile=True"):
+        jacjobs.jacobian(torch.sin, create_graph=True, compile=True)
+
+
+@needs_a_compiler
+def test_a_job_by_name(tmp_path: Path) -> None:
+    """Planned, computed, checked against the other mode, and said in the manifest."""
+    x = randn(6, 7)
+    problem = Problem(fn, (x,), in_dims=0)
+    run = jacjobs.submit(problem, tmp_path / "run", strategy="vjp/compiled", chunk=26, address="inline")
+    J = run.result()
+    torch.testing.assert_close(torch.from_numpy(J.to_numpy()), vmap(jacrev(fn))(x))
+    manifest = J.manifest
+    assert manifest is not None
+    assert manifest.strategy == "vjp/compiled"
+    assert manifest.checks["points"]

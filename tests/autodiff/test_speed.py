@@ -1,0 +1,99 @@
+"""No slower than torch's own transforms at the same chunk: ratios of runs in turns, which bear noise, and
+which a real loss does not pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import jacfwd, jacrev, vmap
+
+import jacjobs
+from benchmarks.speed import page
+from benchmarks.speed.pairs import in_turns, ratio
+from jacjobs.autodiff.catalogue import STRATEGIES
+from jacjobs.autodiff.strategy import Chunk
+
+ROUNDS = 15
+LEAST = 0.75
+"""Of the peer's throughput. Two of three losses that count are a factor of two; a busy machine is not."""
+WEIGHTS = [torch.randn(384, 384) / 20 for _ in range(3)]
+X = torch.randn(384)
+
+
+def network(x: Tensor) -> Tensor:
+    for weight in WEIGHTS:
+        x = torch.tanh(weight @ x)
+    return x
+
+
+def of_one(weight: Tensor, x: Tensor) -> Tensor:
+    return torch.tanh(weight @ x)
+
+
+def throughput(strategy: str, chunk: int, peer: Callable[[], Any]) -> float:
+    """Against the peer's."""
+    ours = jacjobs.jacobian(network, strategy=strategy, chunk=chunk)
+    works = {"peer": peer, "ours": lambda: ours(X)}
+    torch.testing.assert_close(ours(X), peer())
+    seconds = in_turns(works, ROUNDS)
+    return ratio(seconds["peer"], seconds["ours"])
+
+
+def test_rows_against_jacrev() -> None:
+    assert throughput("vjp/vmap", 96, lambda: jacrev(network, chunk_size=96)(X)) > LEAST
+
+
+def test_columns_against_jacfwd() -> None:
+    assert throughput("jvp/vmap", 384, lambda: jacfwd(network)(X)) > LEAST
+
+
+def test_many_points_against_vmap_of_jacrev() -> None:
+    x = torch.randn(64, 20)
+    weight = torch.randn(30, 20)
+    ours = jacjobs.jacobian(of_one, in_dims=(None, 0), strategy="vjp/vmap", chunk=64 * 30)
+    peer = vmap(jacrev(of_one), (None, 0))
+    torch.testing.assert_close(ours(weight, x), peer(weight, x))
+    seconds = in_turns({"peer": lambda: peer(weight, x), "ours": lambda: ours(weight, x)}, ROUNDS)
+    assert ratio(seconds["peer"], seconds["ours"]) > LEAST
+
+
+def test_a_real_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk made twice."""
+    maker = type(STRATEGIES["vjp/vmap"])
+    chunks = maker.chunks
+
+    def twice(self: Any, *arguments: Any, **options: Any) -> Iterator[Chunk]:
+        for _ in chunks(self, *arguments, **options):
+            pass
+        yield from chunks(self, *arguments, **options)
+
+    monkeypatch.setattr(maker, "chunks", twice)
+    assert throughput("vjp/vmap", 96, lambda: jacrev(network, chunk_size=96)(X)) < LEAST
+
+
+def test_the_readmes_table_is_that_of_the_measurements_and_every_loss_has_a_reason() -> None:
+    found = page.read()
+    readme = page.README.read_text(encoding="utf-8")
+    assert readme == page.with_table(readme, found), "run `python -m benchmarks.speed`"
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(found)
+    rows = found["compute"]["rows"]
+    assert len({row["function"] for row in rows}) >= 11
+    for row in rows:
+        lost = [
+            kind for kind in ("plain", "compiled", "all") if row[kind] and row[kind]["ratio"] < page.NOISE
+        ]
+        assert not lost or page.why(row["function"]), row["function"]
+        assert all(math.isfinite(seconds) for seconds in row["seconds"].values())
+
+
+def test_a_loss_without_a_reason_makes_no_page() -> None:
+    found = page.read()
+    row = {**found["compute"]["rows"][0], "function": "another", "all": {"peer": "somebody", "ratio": 0.5}}
+    with pytest.raises(KeyError, match="another"):
+        page.compute({"rows": [row]})
