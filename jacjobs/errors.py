@@ -15,6 +15,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
+OUT_OF_MEMORY = "out of memory with"
+"""In what is said of a chunk that was made smaller for lack of memory, before the strategy's name."""
+
 
 class JacjobsError(Exception):
     """Whatever jacjobs raises on purpose. The message is for the user: one sentence, no internals."""

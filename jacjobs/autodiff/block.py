@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, products_of
 from jacjobs.autodiff.words import is_out_of_memory
+from jacjobs.errors import OUT_OF_MEMORY
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -55,7 +56,7 @@ class Pace:
         else:
             raise ProductTooLargeError(self.strategy) from error
         self.retreats.append(
-            f"{where}: out of memory with {before[0]}, chunk {before[1]:,}; went on with {self.strategy}, "
+            f"{where}: {OUT_OF_MEMORY} {before[0]}, chunk {before[1]:,}; went on with {self.strategy}, "
             f"chunk {self.chunk:,}"
         )
 
@@ -90,6 +91,8 @@ def compute_block(
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+    if pace.strategy in COMPILED and (news := COMPILED[pace.strategy].news(problem)) is not None:
+        pace.retreats.append(news)
     if _on_cuda(problem):
         torch.cuda.synchronize()
     return host.numpy() if by_rows else host.transpose(1, 2).numpy()

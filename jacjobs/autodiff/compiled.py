@@ -46,11 +46,13 @@ class Code:
 
     products:  a chunk as it is written, to be compiled.
     reason:    why that is of no use; None while it is.
+    told:      whether somebody was told the reason.
     sizes:     compiled for chunks of so many points and products, and compared.
     """
 
     products: Products
     reason: str | None = None
+    told: bool = False
     sizes: dict[tuple[int, int], Products] = field(default_factory=dict)
 
 
@@ -72,6 +74,9 @@ class Compiled(Strategy):
         create_graph: bool = False,
     ) -> Iterator[Chunk]:
         code = self.code(problem)
+        if code.reason is not None or create_graph:  # in one piece, whose chunks may share a graph
+            yield from self.eager.chunks(problem, block, seeds, chunk, create_graph=create_graph)
+            return
         count = count_products(self, problem.shape)
         begin, end = products_of(self, block)
         most_points = max(1, chunk // (end - begin))
@@ -82,11 +87,11 @@ class Compiled(Strategy):
                 before = first - min(first, count - size)
                 part = self._part(problem, start, stop, first - before, first - before + size)
                 made = None
-                if stop - start == most_points and not create_graph:
+                if stop - start == most_points:
                     made = self._made(problem, code, part, seeds)
                 if made is None:
                     part = self._part(problem, start, stop, first, last)
-                    yield from self.eager.chunks(problem, part, seeds, chunk, create_graph=create_graph)
+                    yield from self.eager.chunks(problem, part, seeds, chunk)
                     continue
                 leaves = [leaf[:, before : before + last - first] for leaf in made]
                 del made
@@ -101,6 +106,14 @@ class Compiled(Strategy):
             problem.kept[self.name] = Code(products, reason)
         code: Code = problem.kept[self.name]
         return code
+
+    def news(self, problem: Problem) -> str | None:
+        """Why chunks are plain after all; once."""
+        code = self.code(problem)
+        if code.reason is None or code.told:
+            return None
+        code.told = True
+        return f"{self.name} goes on as {self.eager.name}: {code.reason}"
 
     def _made(self, problem: Problem, code: Code, part: Rectangle, seeds: SeedMaker) -> list[Tensor] | None:
         """(points, products, size of leaf) a leaf; None where the code is of no use."""

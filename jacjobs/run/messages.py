@@ -46,7 +46,7 @@ class Findings(NamedTuple):
     checked:     points compared with another mode of differentiation; `error` is the worst, relative.
     recomputed:  the check failed at first.
     peak_bytes:  what the block took in memory; 0 where that was not measured.
-    retreats:    what was done, in words, where memory ran out.
+    retreats:    what was done, in words, where memory ran out or code was of no use.
     seconds:     how long it took.
     """
 

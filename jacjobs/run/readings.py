@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jacjobs.errors import OUT_OF_MEMORY
 from jacjobs.planning.planner import Plan
 from jacjobs.run.ledger import Ledger
 
@@ -40,7 +41,7 @@ class Readings:
             blocks_repeated=ledger.history.blocks_repeated,
             blocks_quarantined=len(ledger.quarantined),
             workers_lost=ledger.workers_lost,
-            oom_halvings=len(ledger.retreats),
+            oom_halvings=sum(OUT_OF_MEMORY in what for what in ledger.retreats),
             workers=ledger.workers,
             blocks_waiting=ledger.blocks_waiting,
             blocks_in_flight=ledger.blocks_in_flight,

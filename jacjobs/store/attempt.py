@@ -99,7 +99,7 @@ class Attempt(BaseModel):
     exit_code:        of the error that it ended with.
     entries_done, entries_total:  of J; what an earlier attempt committed is not counted.
     blocks_repeated:  blocks that were handed out more than once, each time counted.
-    retreats:         what was done, in words, where memory ran out.
+    retreats:         what was done, in words, where memory ran out or code was of no use.
     failures:         the first `FAILURES_KEPT` of `failures_total`.
     timeline:         None of an earlier version's.
     """

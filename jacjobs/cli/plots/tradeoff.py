@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from jacjobs.run.tradeoff import Reading
 
 COLOURS = {"vjp": BLUE, "jvp": VERMILION, "double-vjp": GREEN}
-LINES = {"vmap": "-", "repeat": "--", "loop": ":"}
-MARKERS = {"vmap": "o", "repeat": "s", "loop": "D"}
+LINES = {"vmap": "-", "repeat": "--", "loop": ":", "compiled": "-."}
+MARKERS = {"vmap": "o", "repeat": "s", "loop": "D", "compiled": "^"}
 MIB = 1 << 20
 
 
