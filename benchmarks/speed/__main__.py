@@ -39,10 +39,14 @@ def main() -> None:
     found = page.read()
     for name in options.only:
         began = time.perf_counter()
-        rows = list(TABLES[name](quick=options.quick))
-        found[name] = {"rows": rows, "of": of_this_run(time.perf_counter() - began)}
+        rows: list[dict[str, Any]] = []
+        for row in TABLES[name](quick=options.quick):
+            rows.append(row)
+            print(row, flush=True)
+            found[name] = {"rows": rows, "of": of_this_run(time.perf_counter() - began)}
+            if not options.quick:
+                page.write_json(found)
         if not options.quick:
-            page.write_json(found)  # before any table asks for a reason that nobody has written yet
             page.write_tables(found)
         print(page.TABLES[name](found[name]), flush=True)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, ClassVar
@@ -79,7 +80,7 @@ class Compiled(Strategy):
             return
         count = count_products(self, problem.shape)
         begin, end = products_of(self, block)
-        most_points = max(1, chunk // (end - begin))
+        most_points = min(block.points, max(1, chunk // (end - begin)))
         for start, stop in point_groups(block, end - begin, chunk):
             for first, last in product_ranges(begin, end, chunk):
                 size = min(chunk, end - begin)
@@ -131,7 +132,7 @@ class Compiled(Strategy):
         size = part.points, last - first
         compiled = code.sizes.get(size) or _compile(code.products)
         try:
-            with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
                 made = compiled(leaves, drawn, several)
         except Exception as error:
             if is_out_of_memory(error):
@@ -238,6 +239,18 @@ def _at_points(problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]
         return made
 
     return products
+
+
+@contextmanager
+def _hooks_as_they_were() -> Iterator[None]:
+    """Where compiling a function with saved-tensor hooks fails, torch (2.13) leaves them disabled."""
+    hooks: Any = torch._C._autograd
+    enabled = hooks._saved_tensors_hooks_is_enabled()
+    try:
+        yield
+    finally:
+        if enabled and not hooks._saved_tensors_hooks_is_enabled():
+            hooks._saved_tensors_hooks_enable()
 
 
 def _compile(products: Products) -> Products:

@@ -37,7 +37,7 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
-COMPILING_SECONDS = 30.0
+COMPILING_SECONDS = 20.0
 """No further chunk is compiled after so long."""
 
 
@@ -227,7 +227,7 @@ def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, ch
         return Choice(same[0], chunk) if same else plain
     if not names:
         return plain
-    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS)
+    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS, start=plain.chunk)
     works_compiled = COMPILED[found.strategy].code(problem).reason is None
     return found if works_compiled and found.seconds < plain.seconds else plain
 
@@ -304,11 +304,20 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
 
 
 def _independent(leaves: list[Tensor]) -> bool:
-    """Has each entry a place of its own, and is there nothing else?"""
+    """Has each entry a place of its own, in whatever order, and is there nothing else?"""
     storages = [leaf.untyped_storage() for leaf in leaves]
     apart = len({storage.data_ptr() for storage in storages}) == len(leaves)
     full = all(s.nbytes() == x.nbytes for s, x in zip(storages, leaves, strict=True))
-    return apart and full and all(leaf.is_contiguous() for leaf in leaves)
+    return apart and full and all(_is_dense(leaf) for leaf in leaves)
+
+
+def _is_dense(leaf: Tensor) -> bool:
+    step = 1
+    for stride, size in sorted(zip(leaf.stride(), leaf.shape, strict=True)):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _nested(products: list[Tensor], *, by_rows: bool, shape: JacobianShape) -> list[list[Tensor]]:

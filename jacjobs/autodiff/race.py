@@ -24,7 +24,7 @@ START = 64
 STEPS = {4: 4.0, 2: 1.3}
 """The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
 to go on. At one chunk that says little yet."""
-CLOSE = 1.03
+CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
 """So many of the best run so many times more."""
@@ -56,12 +56,14 @@ def race(
     names: Sequence[str],
     fits: Callable[[str, int], bool],
     least_seconds: float = LEAST_SECONDS,
+    start: int = START,
 ) -> Choice:
     """The winner.
 
     names:          strategies that work, and fit at their smallest chunk.
     fits:           may a strategy run at a chunk? Asked for as few as possible: it may take a while.
     least_seconds:  the race may take so long, or a tenth of what J takes.
+    start:          the chunk that every strategy runs at first.
     """
 
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
@@ -73,7 +75,7 @@ def race(
             problem, strategy, chunk, enough_seconds=ENOUGH_SECONDS, most_bytes=MOST_BYTES, warm=warm
         )
 
-    return Race(problem.shape, names, time_it, least_seconds=least_seconds).winner()
+    return Race(problem.shape, names, time_it, least_seconds=least_seconds, start=start).winner()
 
 
 def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
@@ -101,12 +103,14 @@ class Race:
         timer: Timer,
         clock: Callable[[], float] = time.perf_counter,
         least_seconds: float = LEAST_SECONDS,
+        start: int = START,
     ) -> None:
         self._shape = shape
         self._sizes = {name: chunks_of(name, shape) for name in names}
         self._timer = timer
         self._clock = clock
         self._least_seconds = least_seconds
+        self._start_chunk = start
         self._start = clock()
         self._seconds: dict[tuple[str, int], list[float]] = {}
         """Of all of J, each time that it was seen."""
@@ -128,11 +132,11 @@ class Race:
         return Choice(strategy, min(close), typical[strategy, min(close)])
 
     def _run_first(self, strategy: str) -> None:
-        chunk = START
+        chunk = self._start_chunk
         while not self._run(strategy, max((c for c in self._sizes[strategy] if c <= chunk), default=1)):
             if chunk == 1:
                 return
-            chunk //= 4
+            chunk = max(1, chunk // 4)
 
     def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
         """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""

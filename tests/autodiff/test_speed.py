@@ -32,8 +32,8 @@ def network(x: Tensor) -> Tensor:
     return x
 
 
-def of_one(weight: Tensor, x: Tensor) -> Tensor:
-    return torch.tanh(weight @ x)
+def of_some(x: Tensor) -> Tensor:
+    return network(x)[:16]
 
 
 def throughput(strategy: str, chunk: int, peer: Callable[[], Any]) -> float:
@@ -54,12 +54,11 @@ def test_columns_against_jacfwd() -> None:
 
 
 def test_many_points_against_vmap_of_jacrev() -> None:
-    x = torch.randn(64, 20)
-    weight = torch.randn(30, 20)
-    ours = jacjobs.jacobian(of_one, in_dims=(None, 0), strategy="vjp/vmap", chunk=64 * 30)
-    peer = vmap(jacrev(of_one), (None, 0))
-    torch.testing.assert_close(ours(weight, x), peer(weight, x))
-    seconds = in_turns({"peer": lambda: peer(weight, x), "ours": lambda: ours(weight, x)}, ROUNDS)
+    x = torch.randn(32, 384)
+    ours = jacjobs.jacobian(of_some, in_dims=0, strategy="vjp/vmap", chunk=32 * 16)
+    peer = vmap(jacrev(of_some))
+    torch.testing.assert_close(ours(x), peer(x))
+    seconds = in_turns({"peer": lambda: peer(x), "ours": lambda: ours(x)}, ROUNDS)
     assert ratio(seconds["peer"], seconds["ours"]) > LEAST
 
 
