@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, products_of
+from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, flat, products_of
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.errors import OUT_OF_MEMORY
 from jacjobs.problem import Problem
@@ -167,11 +167,13 @@ def _copy(chunk: Chunk, host: torch.Tensor, point: int, product: int, *, whole: 
     products = slice(chunk.products.start - product, chunk.products.stop - product)
     # A function that differentiates inside itself leaves a graph on its tangents.
     made = [leaf.detach() for leaf in chunk.leaves]
-    leaves = [torch.cat(made, dim=2)] if whole else made
+    leaves = [torch.cat([flat(leaf) for leaf in made], dim=2)] if whole else made
     start = 0
     for leaf in leaves:
-        host[points, products, start : start + leaf.shape[2]].copy_(leaf, non_blocking=whole)
-        start += leaf.shape[2]
+        size = leaf[0, 0].numel()
+        # A leaf that lies in another order is put in order by this copy, not by one before it.
+        host[points, products, start : start + size].view(leaf.shape).copy_(leaf, non_blocking=whole)
+        start += size
 
 
 def _on_cuda(problem: Problem) -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.seeds import Gaussian, draw
-from jacjobs.autodiff.strategy import products_of
+from jacjobs.autodiff.strategy import flat, products_of
 from jacjobs.autodiff.words import is_out_of_memory, tolerance
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
@@ -145,9 +145,7 @@ class Checker:
             seeds = Gaussian(len(self._vector), KEY)
             try:
                 chunks = self._by.chunks(self._problem, block, seeds, self._chunk)
-                made = [
-                    torch.cat([leaf.detach().double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks
-                ]
+                made = [torch.cat([flat(leaf).double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks]
                 return torch.cat(made).numpy()
             except Exception as error:
                 if not is_out_of_memory(error) or self._chunk == 1:

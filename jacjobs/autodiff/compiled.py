@@ -29,6 +29,7 @@ from jacjobs.autodiff.strategy import (
     Chunk,
     Strategy,
     count_products,
+    flat,
     point_groups,
     product_ranges,
     products_of,
@@ -154,7 +155,7 @@ class Compiled(Strategy):
             points = slice(plain.points.start - part.point_start, plain.points.stop - part.point_start)
             products = slice(plain.products.start - first, plain.products.stop - first)
             for leaf, want in zip(made, plain.leaves, strict=True):
-                got = leaf[points, products]
+                got, want = leaf[points, products], flat(want)
                 finite = torch.isfinite(want)
                 error = torch.where(finite, got - want, 0).abs().max()
                 scale = torch.where(finite, want, 0).abs().max()

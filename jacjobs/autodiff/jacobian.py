@@ -283,7 +283,7 @@ def _budget(memory: Any, problem: Problem) -> int:
 
 
 def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool) -> list[Tensor]:
-    """All products, one tensor (points, products, size of leaf) a leaf."""
+    """All products, one tensor (points, products, …) a leaf, as in a chunk."""
     shape = problem.shape
     count = count_products(maker, shape)
     whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
@@ -296,7 +296,7 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
         if (made.points, made.products) == (slice(0, shape.points), slice(0, count)) and _independent(leaves):
             return leaves
         if not result:
-            result = [leaf.new_empty(shape.points, count, leaf.shape[2]) for leaf in leaves]
+            result = [leaf.new_empty(shape.points, count, *leaf.shape[2:]) for leaf in leaves]
         for all_of_leaf, leaf in zip(result, leaves, strict=True):
             all_of_leaf[made.points, made.products] = leaf
         del made, leaves, leaf  # a chunk is let go of before the next is made

@@ -17,13 +17,18 @@ class Chunk(NamedTuple):
     """Finished products, on the device.
 
     products: which rows (of a strategy that makes rows) or which columns.
-    leaves:   `leaves[l]` has shape (points, products, size of leaf l): of input leaf l where products are
-              rows of J, of output leaf l where they are columns.
+    leaves:   `leaves[l]` has shape (points, products, size of leaf l), or (points, products, *shape of leaf
+              l): of input leaf l where products are rows of J, of output leaf l where they are columns.
     """
 
     points: slice
     products: slice
     leaves: list[Tensor]
+
+
+def flat(leaf: Tensor) -> Tensor:
+    """A leaf of a chunk, detached, as (points, products, size)."""
+    return leaf.detach().reshape(*leaf.shape[:2], -1)
 
 
 class Strategy(ABC):

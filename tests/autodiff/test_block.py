@@ -57,8 +57,8 @@ class Device:
         return Watched()
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        watched = {name: self.watching(maker) for name, maker in STRATEGIES.items()}
-        monkeypatch.setattr(block_module, "STRATEGIES", watched)
+        self.makers = {name: self.watching(maker) for name, maker in STRATEGIES.items()}
+        monkeypatch.setattr(block_module, "strategy_named", lambda name: self.makers[name])
 
 
 @pytest.mark.parametrize("strategy", BATCHED)
@@ -115,13 +115,13 @@ def test_one_product_too_large_is_left_to_a_leaner_strategy(monkeypatch: pytest.
     device = Device(limit=0)
     device.install(monkeypatch)
     lean = STRATEGIES["vjp/loop"]
-    block_module.STRATEGIES["vjp/loop"] = lean
+    device.makers["vjp/loop"] = lean
     pace = Pace("vjp/repeat", 4, leaner=("vjp/vmap", "vjp/loop"))
     got = compute_block(problem, pace, whole)
     np.testing.assert_allclose(got[0], jacrev(fn)(problem.leaves[0]).numpy(), rtol=1e-12)
     assert (pace.strategy, pace.chunk, pace.leaner) == ("vjp/loop", 1, [])
     assert len(pace.retreats) == 4
-    block_module.STRATEGIES["vjp/loop"] = device.watching(lean)
+    device.makers["vjp/loop"] = device.watching(lean)
     with pytest.raises(ProductTooLargeError, match="vjp/loop"):
         compute_block(problem, Pace("vjp/vmap", 2, leaner=("vjp/loop",)), whole)
 
