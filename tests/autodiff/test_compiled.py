@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,17 +188,3 @@ def test_random_functions_are_not_compiled(uncompiled: list[Products]) -> None:
 def test_compiled_code_cannot_be_differentiated_again() -> None:
     with pytest.raises(InputError, match=r"create_graph=True with compile=True"):
         jacjobs.jacobian(torch.sin, create_graph=True, compile=True)
-
-
-@needs_a_compiler
-def test_a_job_by_name(tmp_path: Path) -> None:
-    """Planned, computed, checked against the other mode, and said in the manifest."""
-    x = randn(6, 7)
-    problem = Problem(fn, (x,), in_dims=0)
-    run = jacjobs.submit(problem, tmp_path / "run", strategy="vjp/compiled", chunk=26, address="inline")
-    J = run.result()
-    torch.testing.assert_close(torch.from_numpy(J.to_numpy()), vmap(jacrev(fn))(x))
-    manifest = J.manifest
-    assert manifest is not None
-    assert manifest.strategy == "vjp/compiled"
-    assert manifest.checks["points"]

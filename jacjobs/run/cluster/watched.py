@@ -25,7 +25,7 @@ from jacjobs.store.lock import PATIENCE_SECONDS
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.2
 WORKERS_AN_ASSEMBLER = 8
-"""One writes about 500 MB/s: benchmarks/results/bench.md has how many workers that is enough for."""
+"""What one can write for: docs/decisions/0026."""
 NAMESPACE = "jacjobs"
 """Of the coordinators' names: any job of the cluster finds them."""
 
