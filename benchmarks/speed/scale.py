@@ -24,7 +24,7 @@ from benchmarks import coordinator
 from benchmarks.speed.end_to_end import warm_cluster
 from jacjobs.planning.geometry import BLOCK_BYTES, Tiling
 from jacjobs.run.assembler import Assembler
-from jacjobs.run.cluster.watched import WORKERS_AN_ASSEMBLER
+from jacjobs.run.cluster.session import WORKERS_AN_ASSEMBLER
 from jacjobs.run.messages import BlockId
 from tests.store.datasets import METADATA, make_run, plan_of
 

@@ -90,3 +90,8 @@ def test_room_is_counted_node_by_node(cpus: int, gpus: float, limits: dict[str, 
         patch.object(session, "_grows", lambda: False),
     ):
         assert session.room(cpus, gpus) == workers
+
+
+@pytest.mark.parametrize(("workers", "assemblers"), [(1, 1), (8, 1), (9, 2), (64, 8), (4096, 512)])
+def test_assemblers_are_as_many_as_can_write_what_the_workers_compute(workers: int, assemblers: int) -> None:
+    assert session.Placement(workers, 1, 1).assemblers == assemblers

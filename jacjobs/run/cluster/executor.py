@@ -106,7 +106,7 @@ class RayExecutor:
                         num_cpus=0,
                         max_restarts=0,
                         max_concurrency=self._assembler_threads,
-                        scheduling_strategy="SPREAD",
+                        scheduling_strategy="SPREAD" if self._placement.assemblers > 1 else "DEFAULT",
                     )
                     self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
                 case Ping(worker):

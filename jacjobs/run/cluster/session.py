@@ -18,6 +18,8 @@ from jacjobs.run.resources import workers_on
 from jacjobs.run.roster import IN_FLIGHT
 
 SMALLEST_STORE_BYTES = 128 << 20
+WORKERS_AN_ASSEMBLER = 8
+"""What one can write for: docs/decisions/0026."""
 
 
 @contextmanager
@@ -86,6 +88,11 @@ class Placement:
     cpus_per_worker: int
     gpus_per_worker: float
     follow: bool = False
+
+    @property
+    def assemblers(self) -> int:
+        """As many as can write what the workers compute."""
+        return -(-self.workers // WORKERS_AN_ASSEMBLER)
 
     def now(self) -> int:
         """How many workers the cluster has room for, or may make room for."""

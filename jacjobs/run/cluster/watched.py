@@ -24,8 +24,6 @@ from jacjobs.store.lock import PATIENCE_SECONDS
 
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.2
-WORKERS_AN_ASSEMBLER = 8
-"""What one can write for: docs/decisions/0026."""
 NAMESPACE = "jacjobs"
 """Of the coordinators' names: any job of the cluster finds them."""
 
@@ -40,7 +38,7 @@ class CoordinatorActor:
             path,
             lambda: RayExecutor(payload, plan, path, part_metadata(record), placement),
             workers=placement.workers,
-            assemblers=-(-placement.workers // WORKERS_AN_ASSEMBLER),
+            assemblers=placement.assemblers,
             observer=RunMetrics(record.run, record.name),
         )
         self._path = path
