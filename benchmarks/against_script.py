@@ -18,13 +18,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.func import jacrev, vmap
 
 import jacjobs
+from benchmarks.speed.end_to_end import as_table
 
 JOBS = Path(__file__).parent.parent / "jobs"
 THREADS = 2
@@ -44,16 +43,8 @@ def script(problem: jacjobs.Problem, path: Path) -> None:
         tree = vmap(weights, (None, 0))(params, images[start : start + GROUP])
         blocks.append(torch.cat([tree[name].flatten(2) for name in names], 2))
     J = torch.cat(blocks).numpy()
-    points, rows, columns = J.shape
-    table = pa.table(
-        {
-            "point": np.repeat(np.arange(points), rows),
-            "row": np.tile(np.arange(rows), points),
-            "values": pa.FixedSizeListArray.from_arrays(pa.array(J.reshape(-1)), columns),
-        }
-    )
     pq.write_table(
-        table,
+        as_table(J),
         path,
         use_dictionary=False,
         compression="zstd",

@@ -248,9 +248,12 @@ class Problem:
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
         if torch.compiler.is_compiling():  # whoever compiles it has prepared
-            return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+            return self._outputs(leaves)
         with self._prepared(leaves):
-            return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+            return self._outputs(leaves)
+
+    def _outputs(self, leaves: Sequence[Any]) -> list[Tensor]:
+        return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
 
     @contextmanager
     def _prepared(self, leaves: Sequence[Any]) -> Iterator[None]:

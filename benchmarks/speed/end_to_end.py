@@ -11,7 +11,6 @@ import os
 import shutil
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -40,8 +38,6 @@ from jacjobs.store.folder import RunFolder
 
 THREADS = 2
 ROUNDS, QUICK_ROUNDS = 3, 1
-MIB = 1 << 20
-SAMPLE_SECONDS = 0.1
 
 
 class JobCase(NamedTuple):
@@ -88,58 +84,31 @@ def script(case: Case, chunk: int, path: Path) -> None:
     else:
         tree = vmap(jacrev(case.fn, case.argnums), case.in_dims, chunk_size=chunk)(*case.args)
         matrix = case.entries(tree)
-    points, rows, columns = matrix.shape
-    table = pa.table(
-        {
-            "point": np.repeat(np.arange(points), rows),
-            "row": np.tile(np.arange(rows), points),
-            "values": pa.FixedSizeListArray.from_arrays(pa.array(matrix.numpy().reshape(-1)), columns),
-        }
-    )
     pq.write_table(
-        table, path, use_dictionary=False, compression="none", write_statistics=False, row_group_size=1024
+        as_table(matrix.numpy()),
+        path,
+        use_dictionary=False,
+        compression="none",
+        write_statistics=False,
+        row_group_size=1024,
     )
     with path.open("rb") as file:
         os.fsync(file.fileno())  # as jacjobs does: both have it on the disk
 
 
+def as_table(J: np.ndarray) -> pa.Table:
+    """A row of J a record, as a script would have it."""
+    points, rows, columns = J.shape
+    return pa.table(
+        {
+            "point": np.repeat(np.arange(points), rows),
+            "row": np.tile(np.arange(rows), points),
+            "values": pa.FixedSizeListArray.from_arrays(pa.array(J.reshape(-1)), columns),
+        }
+    )
+
+
 # -- measuring -----------------------------------------------------------------------------------------------
-
-
-class Family:
-    """The most that this process and its descendants have resident at once; a shared page counts once."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Family:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._stop.wait(SAMPLE_SECONDS):
-            total = 0
-            for process in (me, *me.children(recursive=True)):
-                try:
-                    total += proportional_bytes(process.pid)
-                except OSError:
-                    continue
-            self.peak_bytes = max(self.peak_bytes, total)
-
-
-def proportional_bytes(pid: int) -> int:
-    """The proportional set size: a page that several processes share counts in parts."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def warm_cluster() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from benchmarks.speed.end_to_end import Family, submit, tangents, warm_cluster
+from benchmarks.speed.end_to_end import submit, tangents, warm_cluster
+from jobs.run_all import peak_memory
 
 SIZES_GIB, QUICK_SIZES_GIB = (1.0, 2.0, 4.0, 8.0), (0.25, 0.5)
 
@@ -20,7 +21,7 @@ def measure(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     for gib in QUICK_SIZES_GIB if quick else SIZES_GIB:
         with tempfile.TemporaryDirectory(prefix="jj") as folder:
             out = Path(folder) / "run"
-            with Family() as family:
+            with peak_memory() as peak:
                 warm_cluster()
                 try:
                     run = submit(tangents(gib), out)
@@ -31,5 +32,5 @@ def measure(*, quick: bool = False) -> Iterator[dict[str, Any]]:
         yield {
             "gib": run.plan.shape.total_bytes / 2**30,
             "stored_gib": stored / 2**30,
-            "peak_bytes": family.peak_bytes,
+            "peak_bytes": peak[0],
         }

@@ -47,7 +47,7 @@ def compute(found: dict[str, Any]) -> str:
             *(_ratio(plain), _peer(plain), _ratio(compiled), _peer(compiled), _ratio(everybody)),
             why(row["function"]) if lost else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_line(cells))
     means = [f"÷ torch {_mean([r['plain'] for r in found['rows']]):.2f}"]
     if all("all" in row for row in found["rows"]):
         means.append(f"compiled ÷ compiled {_mean([r['compiled'] for r in found['rows']]):.2f}")
@@ -72,7 +72,7 @@ def end_to_end(found: dict[str, Any]) -> str:
             *(f"{seconds['script']:.1f}", f"{seconds['jacjobs']:.1f}", f"{row['ratio']:.2f}"),
             *(f"{alone['compute']:.1f}", f"{alone['write']:.1f}", f"{row['limit_ratio']:.2f}"),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_line(cells))
     return "\n".join(lines)
 
 
@@ -180,6 +180,10 @@ def summary(found: dict[str, Any]) -> str:
             f"{_ratio(row['plain'])} | {_ratio(everybody)} | {everybody['peer']}{note} |"
         )
     return "\n".join([*lines, "", _of(found["compute"]["of"])])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _of(of: dict[str, Any]) -> str:

@@ -26,13 +26,13 @@ from jacjobs.planning.geometry import BLOCK_BYTES, Tiling
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.cluster.session import WORKERS_AN_ASSEMBLER
 from jacjobs.run.messages import BlockId
+from jacjobs.run.roster import IN_FLIGHT
 from tests.store.datasets import METADATA, make_run, plan_of
 
 WORKERS = (8, 64, 512, 4096)
 BLOCK_SECONDS = (1.0, 10.0, 30.0)
 """Of computing a block of 64 MiB."""
 BLOCKS_A_WORKER = 20
-IN_FLIGHT = 2
 
 
 def measure(*, quick: bool = False) -> Iterator[dict[str, Any]]:

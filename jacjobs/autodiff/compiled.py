@@ -13,6 +13,7 @@ Where a function cannot be compiled, or values differ by more than rounding, all
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from jacjobs.autodiff.forward import JvpVmap
+from jacjobs.autodiff.graph import of_wanted
 from jacjobs.autodiff.reverse import VjpVmap
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import (
@@ -32,6 +34,7 @@ from jacjobs.autodiff.strategy import (
     flat,
     point_groups,
     product_ranges,
+    products_between,
     products_of,
 )
 from jacjobs.autodiff.words import explain, is_out_of_memory, tolerance
@@ -87,12 +90,14 @@ class Compiled(Strategy):
                 size = min(chunk, end - begin)
                 # The last products are made with some before them, for the size's sake.
                 before = first - min(first, count - size)
-                part = self._part(problem, start, stop, first - before, first - before + size)
+                part = products_between(
+                    self, problem.shape, (start, stop), (first - before, first - before + size)
+                )
                 made = None
                 if stop - start == most_points:
                     made = self._made(problem, code, part, seeds)
                 if made is None:
-                    part = self._part(problem, start, stop, first, last)
+                    part = products_between(self, problem.shape, (start, stop), (first, last))
                     yield from self.eager.chunks(problem, part, seeds, chunk)
                     continue
                 leaves = [leaf[:, before : before + last - first] for leaf in made]
@@ -163,17 +168,13 @@ class Compiled(Strategy):
                     return f"compiled, its products differ from those of {self.eager.name}"
         return None
 
-    def _part(self, problem: Problem, start: int, stop: int, first: int, last: int) -> Rectangle:
-        if self.makes == "rows":
-            return Rectangle(start, stop, first, last, 0, problem.shape.columns)
-        return Rectangle(start, stop, 0, problem.shape.rows, first, last)
-
+    @abstractmethod
     def _like(self, problem: Problem, leaves: Sequence[Any], several: bool) -> list[Tensor]:
         """Tensors as a point's seeds are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _products(self, problem: Problem) -> Products:
-        raise NotImplementedError
+        """A chunk, as it is written."""
 
 
 class VjpCompiled(Compiled):
@@ -189,7 +190,8 @@ class VjpCompiled(Compiled):
 
     def _products(self, problem: Problem) -> Products:
         def at_point(leaves: Sequence[Any], seeds: list[Tensor]) -> list[Tensor]:
-            pull_back = torch.func.vjp(_of_wanted(problem, leaves), *_wanted(problem, leaves))[1]
+            outputs, inputs = of_wanted(problem, leaves)
+            pull_back = torch.func.vjp(outputs, *inputs)[1]
             return list(torch.func.vmap(pull_back)(seeds))
 
         return _at_points(problem, at_point)
@@ -206,28 +208,15 @@ class JvpCompiled(Compiled):
 
     def _products(self, problem: Problem) -> Products:
         def at_point(leaves: Sequence[Any], seeds: list[Tensor]) -> list[Tensor]:
+            outputs, primals = of_wanted(problem, leaves)
+
             def column(*tangents: Tensor) -> list[Tensor]:
-                primals = tuple(_wanted(problem, leaves))
-                made: list[Tensor] = torch.func.jvp(_of_wanted(problem, leaves), primals, tangents)[1]
+                made: list[Tensor] = torch.func.jvp(outputs, primals, tangents)[1]
                 return made
 
             return list(torch.func.vmap(column)(*seeds))
 
         return _at_points(problem, at_point)
-
-
-def _of_wanted(problem: Problem, leaves: Sequence[Any]) -> Callable[..., list[Tensor]]:
-    def of_wanted(*inputs: Tensor) -> list[Tensor]:
-        full = list(leaves)
-        for index, leaf in zip(problem.wanted, inputs, strict=True):
-            full[index] = leaf
-        return problem.call_one(full)
-
-    return of_wanted
-
-
-def _wanted(problem: Problem, leaves: Sequence[Any]) -> list[Tensor]:
-    return [leaves[index] for index in problem.wanted]
 
 
 def _at_points(problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]], list[Tensor]]) -> Products:

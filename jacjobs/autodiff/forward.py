@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from jacjobs.autodiff.graph import repeated, tiled
+from jacjobs.autodiff.graph import of_wanted, repeated, tiled
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import ALONE, Problem
@@ -137,15 +137,10 @@ class JvpVmap(Strategy):
     ) -> list[Tensor]:
         """One tensor (k, [points,] *shape) an output leaf."""
 
-        def of_wanted(*inputs: Tensor) -> list[Tensor]:
-            full = list(leaves)
-            for index, leaf in zip(problem.wanted, inputs, strict=True):
-                full[index] = leaf
-            return problem.call_batch(full, problem.carried) if batch else problem.call_one(full)
+        outputs, primals = of_wanted(problem, leaves, batch=batch)
 
         def column(*tangent: Tensor) -> list[Tensor]:
-            primals = tuple(leaves[index] for index in problem.wanted)
-            columns: list[Tensor] = torch.func.jvp(of_wanted, primals, tangent)[1]
+            columns: list[Tensor] = torch.func.jvp(outputs, primals, tangent)[1]
             return columns
 
         with ALONE:

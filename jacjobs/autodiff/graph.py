@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,23 @@ def watched(
         leaf = all_leaves[index].view_as(all_leaves[index]) if create_graph else all_leaves[index].detach()
         all_leaves[index] = leaf if leaf.requires_grad else leaf.requires_grad_()
     return all_leaves, [all_leaves[index] for index in wanted]
+
+
+def of_wanted(
+    problem: Problem, leaves: Sequence[Any], *, batch: bool = False
+) -> tuple[Callable[..., list[Tensor]], tuple[Tensor, ...]]:
+    """The outputs as a function of the differentiated leaves alone, as torch.func wants it; and these leaves.
+
+    batch:  leaves have the axis of points, where points carry it.
+    """
+
+    def outputs(*inputs: Tensor) -> list[Tensor]:
+        full = list(leaves)
+        for index, leaf in zip(problem.wanted, inputs, strict=True):
+            full[index] = leaf
+        return problem.call_batch(full, problem.carried) if batch else problem.call_one(full)
+
+    return outputs, tuple(leaves[index] for index in problem.wanted)
 
 
 def repeated(problem: Problem, start: int, stop: int, times: int) -> tuple[list[Any], list[bool]]:

@@ -21,7 +21,7 @@ from jacjobs.autodiff.catalogue import (
     strategy_named,
 )
 from jacjobs.autodiff.estimate import Estimator, device_of
-from jacjobs.autodiff.legality import REFERENCE, try_strategies
+from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.race import Choice, race
 from jacjobs.autodiff.seeds import OneHot
@@ -179,25 +179,26 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
         raise InputError.about("chunk", got=repr(chunk), expected="auto or a positive number of products")
     budget = _budget(memory, problem)
     room = _Room(problem, budget)
-    least = chunk if isinstance(chunk, int) else 1
     too_large: list[str] = []
     unsupported: list[str] = []
     for names in _heats(problem.shape) if strategy == "auto" else [[strategy]]:
-        works: list[str] = []
+        trials: dict[int, list[str]] = {1: [], 2: []}
         for name in names:
             try:
-                if isinstance(chunk, str) and not room.fits(name, least):
-                    too_large.append(f"{name} needs {room.peak_bytes(name, least):,} bytes")
+                if isinstance(chunk, str) and not room.fits(name, 1):
+                    too_large.append(f"{name} needs {room.peak_bytes(name, 1):,} bytes")
                     continue
                 several = chunk > 1 if isinstance(chunk, int) else room.fits(name, 2)
             except Exception as error:
                 unsupported.append(explain(error))
                 continue
-            verdict = try_strategies(problem, [name], chunk=2 if several else 1)[name]
-            if verdict.reason is None or (verdict.slow and strategy == name):
-                works.append(name)
-            else:
-                unsupported.append(verdict.reason)
+            trials[2 if several else 1].append(name)
+        verdicts: dict[str, Verdict] = {}
+        for size, some in trials.items():
+            if some:  # with one reference for all of them
+                verdicts |= try_strategies(problem, some, chunk=size)
+        works = [n for n, v in verdicts.items() if v.reason is None or (v.slow and strategy == n)]
+        unsupported += [v.reason for n, v in verdicts.items() if n not in works and v.reason is not None]
         if works:
             plain = Choice(works[0], chunk) if isinstance(chunk, int) else race(problem, works, room.fits)
             return _compiled(problem, works, room, plain, chunk) if compiled else plain

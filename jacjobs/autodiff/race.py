@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jacjobs.autodiff.catalogue import COMPILED, strategy_named
+from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.autodiff.estimate import WHOLE_POINTS
 from jacjobs.autodiff.strategy import count_products
 from jacjobs.autodiff.timing import Pass, timed
 from jacjobs.problem import Problem
@@ -36,8 +37,6 @@ CLIMB = 0.7
 ENOUGH_SECONDS = 0.03
 MOST_BYTES = 64 << 20
 """Of J, made for one timing."""
-WHOLE_POINTS = 1024
-"""Points of more products than this are not handled together."""
 
 Timer = Callable[[str, int, bool], Pass | None]
 """Of a strategy at a chunk, after a first one that does not count or without."""
@@ -69,8 +68,6 @@ def race(
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
             return None
-        # The first chunk of compiled code takes as long as compiling it.
-        warm = warm or strategy in COMPILED
         return timed(
             problem, strategy, chunk, enough_seconds=ENOUGH_SECONDS, most_bytes=MOST_BYTES, warm=warm
         )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacjobs.autodiff.graph import repeated, tiled, vjp, vjps, watched
+from jacjobs.autodiff.graph import of_wanted, repeated, tiled, vjp, vjps, watched
 from jacjobs.autodiff.seeds import SeedMaker, draw, lay_out, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import Problem
@@ -183,13 +183,8 @@ class VjpVmap(Strategy):
         seed = draw(seeds, block.row_start, block.row_stop, problem.output_dtypes, device)
 
         def rows_at(*point: Any) -> list[Tensor]:
-            def of_wanted(*inputs: Tensor) -> list[Tensor]:
-                full = list(point)
-                for index, leaf in zip(problem.wanted, inputs, strict=True):
-                    full[index] = leaf
-                return problem.call_one(full)
-
-            outputs, pull_back = torch.func.vjp(of_wanted, *[point[index] for index in problem.wanted])[:2]
+            fn, inputs = of_wanted(problem, point)
+            outputs, pull_back = torch.func.vjp(fn, *inputs)[:2]
             return list(torch.func.vmap(pull_back)(lay_out(seed, outputs)))
 
         in_dims = tuple(0 if c else None for c in problem.carried)

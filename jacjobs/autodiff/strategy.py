@@ -87,9 +87,16 @@ def corner(strategy: Strategy, shape: JacobianShape, points: int, products: int)
     """The first so many products of the first so many points, or of as many as there are."""
     points = min(points, shape.points)
     products = min(products, count_products(strategy, shape))
+    return products_between(strategy, shape, (0, points), (0, products))
+
+
+def products_between(
+    strategy: Strategy, shape: JacobianShape, points: tuple[int, int], products: tuple[int, int]
+) -> Rectangle:
+    """Some products, whole, at some points: ranges of both."""
     if strategy.makes == "rows":
-        return Rectangle(0, points, 0, products, 0, shape.columns)
-    return Rectangle(0, points, 0, shape.rows, 0, products)
+        return Rectangle(*points, *products, 0, shape.columns)
+    return Rectangle(*points, 0, shape.rows, *products)
 
 
 def point_groups(block: Rectangle, products: int, chunk: int) -> Iterator[tuple[int, int]]:

@@ -34,14 +34,16 @@ def timed(
 
     enough_seconds:  the timing stops there, with two chunks at least.
     most_bytes:      no more of J is made at once than this, but two chunks.
-    warm:            two chunks come before, which are not counted unless they are slow.
+    warm:            two chunks come before, which are not counted unless they are slow; as before any that
+                     are compiled, of which the first takes as long as compiling it.
     """
     try:
         # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
         block = some_chunks(problem, strategy, chunk, 2)
-        if warm:
+        compiles = strategy in COMPILED
+        if warm or compiles:
             made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf))
-            if strategy not in COMPILED:  # whose first chunk took as long as compiling it
+            if not compiles:
                 if sum(made) >= SLOW_SECONDS:
                     return made
                 enough_seconds = max(enough_seconds, 1.1 * sum(made))

@@ -31,7 +31,6 @@ class _Bundle:
     writer: PartWriter | SpillWriter
     matrix: NDArray[Any] | None
     lock: threading.RLock = field(default_factory=threading.RLock)
-    given_up: bool = False
     next: int = 0
     early: dict[int, NDArray[np.generic]] = field(default_factory=dict)
 
@@ -60,7 +59,7 @@ class Assembler:
         if bundle is None:
             return None
         with bundle.lock:
-            if bundle.given_up:
+            if block.bundle in self._given_up:  # while this waited for the lock
                 return None
             try:
                 if bundle.matrix is not None:
@@ -124,7 +123,6 @@ class Assembler:
             bundle = self._bundles.pop(number, None)
         if bundle is not None:
             with bundle.lock:
-                bundle.given_up = True
                 bundle.writer.discard()
 
     def close(self) -> None:

@@ -14,13 +14,13 @@ from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.autodiff.strategy import count_products, products_between
 from jacjobs.autodiff.words import explain
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.planner import Candidate, Facts
 from jacjobs.problem import Problem, function_error
-from jacjobs.shape import Rectangle
 from jacjobs.store.writer import compressible
 
 TRIAL_CHUNK = 4
@@ -113,18 +113,14 @@ def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | 
     """The part of its bytes that compression saves, of a chunk of products at each of a few points, spread
     over J. A point at which the function raises is left to the block that computes it.
     """
-    by_rows = strategy_named(strategy).makes == "rows"
-    products = problem.shape.rows if by_rows else problem.shape.columns
+    maker = strategy_named(strategy)
+    products = count_products(maker, problem.shape)
     found = []
     for i in range(SAMPLED_POINTS):
         point = i * problem.points // SAMPLED_POINTS
         first = i * max(0, products - chunk) // SAMPLED_POINTS
         last = min(first + chunk, products)
-        some = Rectangle(point, point + 1, 0, problem.shape.rows, 0, problem.shape.columns)
-        if by_rows:
-            some = some._replace(row_start=first, row_stop=last)
-        else:
-            some = some._replace(column_start=first, column_stop=last)
+        some = products_between(maker, problem.shape, (point, point + 1), (first, last))
         with contextlib.suppress(Exception):
             pace = Pace(eager_name(strategy), chunk)
             found.append(compute_block(problem, pace, some, dtype).reshape(-1))

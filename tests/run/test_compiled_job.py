@@ -4,35 +4,33 @@ torch's threads, after which torch's own batched `linalg.solve` may fail in it; 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.func import jacrev, vmap
 
 import jacjobs
 from jacjobs import Problem
 from jacjobs.autodiff import compiled as compiling
+from jacjobs.store.folder import Manifest
+from tests.autodiff.test_compiled import fn, needs_a_compiler
 from tests.functions import randn
 
-W = randn(13, 7, seed=3)
 
-
-def fn(x: Tensor) -> Tensor:
-    return torch.tanh(W @ torch.sin(x))
-
-
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
-def test_it_is_planned_computed_and_checked(tmp_path: Path) -> None:
+def manifest_of(folder: Path, strategy: str, chunk: int) -> Manifest:
+    """Of a run in `folder`, whose J is right."""
     x = randn(6, 7)
     problem = Problem(fn, (x,), in_dims=0)
-    run = jacjobs.submit(problem, tmp_path / "run", strategy="vjp/compiled", chunk=26, address="inline")
-    J = run.result()
+    J = jacjobs.submit(problem, folder, strategy=strategy, chunk=chunk, address="inline").result()
     torch.testing.assert_close(torch.from_numpy(J.to_numpy()), vmap(jacrev(fn))(x))
-    manifest = J.manifest
-    assert manifest is not None
+    assert J.manifest is not None
+    return J.manifest
+
+
+@needs_a_compiler
+def test_it_is_planned_computed_and_checked(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "run", "vjp/compiled", 26)
     assert manifest.strategy == "vjp/compiled"
     assert manifest.checks["points"]
     assert not manifest.memory["retreats"]
@@ -46,11 +44,5 @@ def test_without_a_compiler_it_goes_on_and_says_so(tmp_path: Path, monkeypatch: 
         return call
 
     monkeypatch.setattr(compiling, "_compile", broken)
-    x = randn(6, 7)
-    problem = Problem(fn, (x,), in_dims=0)
-    run = jacjobs.submit(problem, tmp_path / "run", strategy="jvp/compiled", chunk=4, address="inline")
-    J = run.result()
-    torch.testing.assert_close(torch.from_numpy(J.to_numpy()), vmap(jacrev(fn))(x))
-    manifest = J.manifest
-    assert manifest is not None
+    manifest = manifest_of(tmp_path / "run", "jvp/compiled", 4)
     assert manifest.memory["retreats"] == ["jvp/compiled goes on as jvp/vmap: RuntimeError: no C++ compiler"]
