@@ -99,16 +99,28 @@ def compute_block(
 
 
 def time_chunks(
-    problem: Problem, strategy: str, block: Rectangle, chunk: int, enough_seconds: float
+    problem: Problem,
+    strategy: str,
+    block: Rectangle,
+    chunk: int,
+    enough_seconds: float,
+    *,
+    copied: bool = True,
 ) -> tuple[float, float]:
     """Seconds before the first chunk of `block` (a graph, say), and of one chunk: the median of those made.
 
     Stops after `enough_seconds`, but makes two chunks at least, where there are two. The copy to the host
-    counts.
+    counts; `copied=False`: there is none.
     """
-    host = _buffer(problem, block, by_rows=strategy_named(strategy).makes == "rows")
+    maker = strategy_named(strategy)
+    if copied:
+        host = _buffer(problem, block, by_rows=maker.makes == "rows")
+        chunks: Iterator[object] = _filled(problem, maker, block, chunk, host, block)
+    else:
+        seeds = OneHot(count_products(maker, problem.shape))
+        chunks = (None for _ in maker.chunks(problem, block, seeds, chunk))
     marks = [time.perf_counter()]
-    for _ in _filled(problem, strategy_named(strategy), block, chunk, host, block):
+    for _ in chunks:
         if _on_cuda(problem):
             torch.cuda.synchronize()
         marks.append(time.perf_counter())

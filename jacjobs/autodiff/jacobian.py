@@ -37,8 +37,10 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
-COMPILING_SECONDS = 20.0
-"""No further chunk is compiled after so long."""
+COMPILING_SECONDS = 60.0
+"""No further chunk is compiled after about so long."""
+COMPILED_START = 128
+"""The chunk to be compiled first, unless the plain choice is larger: each makes the forward pass again."""
 
 
 def jacobian(
@@ -72,8 +74,8 @@ def jacobian(
     (*output shape, *input shape), with in_dims (points, *output shape, *input shape), in the dtype of the
     input and on its device.
 
-    The choice is made on the first call, by timing some products for up to a tenth of what J takes or a
-    second, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
+    The choice is made on the first call, by timing some products for up to a tenth of what J takes or two
+    seconds, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
     function that this returns, where there are many. Its `choices` say what was chosen. Inside a transform of
     torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
 
@@ -228,7 +230,8 @@ def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, ch
         return Choice(same[0], chunk) if same else plain
     if not names:
         return plain
-    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS, start=plain.chunk)
+    start = max(COMPILED_START, plain.chunk)
+    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS, start=start)
     works_compiled = COMPILED[found.strategy].code(problem).reason is None
     return found if works_compiled and found.seconds < plain.seconds else plain
 
@@ -294,8 +297,8 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
     result: list[Tensor] = []
     for made in chunks:
         leaves = [leaf.detach() for leaf in made.leaves]
-        if (made.points, made.products) == (slice(0, shape.points), slice(0, count)) and _independent(leaves):
-            return leaves
+        if (made.points, made.products) == (slice(0, shape.points), slice(0, count)):
+            return _with_places_of_their_own(leaves)
         if not result:
             result = [leaf.new_empty(shape.points, count, *leaf.shape[2:]) for leaf in leaves]
         for all_of_leaf, leaf in zip(result, leaves, strict=True):
@@ -304,15 +307,21 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
     return result
 
 
-def _independent(leaves: list[Tensor]) -> bool:
-    """Has each entry a place of its own, in whatever order, and is there nothing else?"""
-    storages = [leaf.untyped_storage() for leaf in leaves]
-    apart = len({storage.data_ptr() for storage in storages}) == len(leaves)
-    full = all(s.nbytes() == x.nbytes for s, x in zip(storages, leaves, strict=True))
-    return apart and full and all(_is_dense(leaf) for leaf in leaves)
+def _with_places_of_their_own(leaves: list[Tensor]) -> list[Tensor]:
+    """The leaves, those copied of which entries share a place with others, or with what is none of J."""
+    storages: set[int] = set()
+    result = []
+    for leaf in leaves:
+        storage = leaf.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != leaf.nbytes or not _is_dense(leaf):
+            leaf = leaf.clone(memory_format=torch.contiguous_format)
+        storages.add(storage.data_ptr())
+        result.append(leaf)
+    return result
 
 
 def _is_dense(leaf: Tensor) -> bool:
+    """Has each entry a place of its own, in whatever order, with none between?"""
     step = 1
     for stride, size in sorted(zip(leaf.stride(), leaf.shape, strict=True)):
         if size > 1 and stride != step:

@@ -28,7 +28,14 @@ class Pass(NamedTuple):
 
 
 def timed(
-    problem: Problem, strategy: str, chunk: int, *, enough_seconds: float, most_bytes: int, warm: bool = True
+    problem: Problem,
+    strategy: str,
+    chunk: int,
+    *,
+    enough_seconds: float,
+    most_bytes: int,
+    warm: bool = True,
+    copied: bool = True,
 ) -> Pass | None:
     """A few chunks; None where the memory does not suffice after all.
 
@@ -36,20 +43,21 @@ def timed(
     most_bytes:      no more of J is made at once than this, but two chunks.
     warm:            two chunks come before, which are not counted unless they are slow; as before any that
                      are compiled, of which the first takes as long as compiling it.
+    copied:          the copy of a chunk to the host counts.
     """
     try:
         # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
         block = some_chunks(problem, strategy, chunk, 2)
         compiles = strategy in COMPILED
         if warm or compiles:
-            made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf))
+            made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf, copied=copied))
             if not compiles:
                 if sum(made) >= SLOW_SECONDS:
                     return made
                 enough_seconds = max(enough_seconds, 1.1 * sum(made))
         many = 2 * most_bytes // (block.entries * problem.shape.item_bytes)
         block = some_chunks(problem, strategy, chunk, max(2, min(CHUNKS, many)))
-        return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds))
+        return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds, copied=copied))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
