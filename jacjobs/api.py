@@ -139,7 +139,7 @@ def submit_job(job: Job) -> Run:
             return _begin(job, folder, _renewed(record, job.compute))
         if not job.output.overwrite:
             raise RunDiffersError.checklist(folder.uri, differences)
-    return _begin(job, folder, _draft(job))
+    return _begin(job, folder, None)
 
 
 def resume(path: str | Path, *, address: str | None = None) -> Run:
@@ -296,47 +296,63 @@ def _ray_session() -> ModuleType | None:
     return watched
 
 
-def _begin(job: Job, folder: RunFolder, what: RunRecord | _Draft) -> Run:
-    """Carry a record on, or freeze a draft into one. Connect first, write then: a wrong address leaves
-    nothing.
+def _begin(job: Job, folder: RunFolder, record: RunRecord | None) -> Run:
+    """Carry a record on, or make one. Nothing is started before the problem was looked at, unless there is a
+    Ray to join, in which workers start meanwhile. Nothing is written before there is a connection.
     """
-    address = job.cluster.address
-    if isinstance(what, _Draft) and address in (INLINE, LOCAL):
-        check_budget(what.resources)
-        what.plan()  # refuses before anything starts
-    if address == INLINE:
-        tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
-        record = what if isinstance(what, RunRecord) else _created(job, folder, what, tuner.tune)
+    if job.cluster.address == INLINE:
+        if record is None:
+            tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
+            record = _created(job, folder, _sound_draft(job), tuner.tune)
         return Run(folder.uri, record, _InlineRun(job, folder, record), attach)
 
     # Only here is Ray needed.
     from jacjobs.run.cluster.actors import Payload
-    from jacjobs.run.cluster.session import place, session
-    from jacjobs.run.cluster.tuning import worker_tuner
+    from jacjobs.run.cluster.session import joins, place, session
+    from jacjobs.run.cluster.staff import staff
     from jacjobs.run.cluster.watched import RayRun
 
-    connection = session(job.cluster, _most_block_bytes(what))
+    draft = None if record is not None or joins(job.cluster) else _sound_draft(job)
+    connection = session(job.cluster, _most_block_bytes(record or draft))
     connection.__enter__()
     try:
         placement = place(job.cluster)
         payload = Payload.pack(job.problem, job.modules)
-        if isinstance(what, RunRecord):
-            record = what
-        else:
-            with worker_tuner(payload, job.cluster, placement) as remote:
-                if address != LOCAL:  # what the workers have is not what this process has
-                    what = replace(what, resources=remote.resources(job.compute.memory, job.output.path))
-                    check_budget(what.resources)
-                record = _created(job, folder, what, remote.tune)
-        running = RayRun(record, folder.uri, payload, placement)
+        with staff(payload, job.cluster, placement) as engaged:
+            if record is None:
+                if draft is None:
+                    engaged.engage(placement.workers)
+                    draft = _sound_draft(job)
+                if job.cluster.address != LOCAL:  # what the workers have is not what this process has
+                    resources = engaged.resources(job.compute.memory, job.output.path)
+                    check_budget(resources)
+                    draft = replace(draft, resources=resources)
+                engaged.engage(draft.plan().tiling.blocks)  # they start while one of them times chunks
+                record = _created(job, folder, draft, engaged.tune)
+            elif folder.manifest() is None:
+                engaged.engage(Plan.model_validate(record.plan).tiling.blocks)
+            running = RayRun(record, folder.uri, payload, placement, engaged.workers)
         return Run(folder.uri, record, running, attach, connection)
     except BaseException:
         connection.__exit__(None, None, None)
         raise
 
 
-def _most_block_bytes(what: RunRecord | _Draft) -> int:
-    """What the largest block may take in an embedded object store, whatever chunk tuning may choose."""
+def _sound_draft(job: Job) -> _Draft:
+    """Where the work is done on this host, a plan is made of it, which may refuse."""
+    draft = _draft(job)
+    if job.cluster.address in (INLINE, LOCAL):
+        check_budget(draft.resources)
+        draft.plan()
+    return draft
+
+
+def _most_block_bytes(what: RunRecord | _Draft | None) -> int:
+    """What the largest block may take in an embedded object store, whatever chunk tuning may choose; 0 where
+    none is started.
+    """
+    if what is None:
+        return 0
     if isinstance(what, RunRecord):
         return Plan.model_validate(what.plan).block_bytes
     shape, asked = what.facts.shape, what.job.compute.chunk

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 
 from jacjobs.errors import DeviceLostError, JacjobsError
+from jacjobs.planning.choice import Chooser, Resources, Timing
+from jacjobs.planning.options import ClusterOptions
 from jacjobs.planning.planner import Plan
 from jacjobs.run.assembler import Assembler
 from jacjobs.run.messages import BlockId
@@ -59,15 +61,34 @@ class Payload:
 
 
 class WorkerActor:
-    def __init__(self, payload: Payload, plan: str) -> None:
+    """Holds the problem from the start; it can time chunks before it is told the plan, and computes after."""
+
+    def __init__(self, payload: Payload) -> None:
+        import torch
+
+        # A GPU that torch cannot use here is none: then the plan is made for the host.
+        self._gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
+        self._problem = payload.unpack()
+
+    def resources(
+        self, cluster: ClusterOptions, memory: float | str | None, path: str, workers: int
+    ) -> Resources:
+        from jacjobs.run.resources import resources_here
+
+        return resources_here(cluster, memory, path, workers)
+
+    def tune(self, threads: int, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+        from jacjobs.run.tuner import Tuner
+
+        return Tuner(self._problem, threads, "cuda" if self._gpu else "cpu").tune(chooser, limit_seconds)
+
+    def begin(self, plan: str) -> tuple[str, str]:
+        """Be ready for blocks. Returns its node, and the GPUs that it has."""
         from jacjobs.run.worker import Worker
 
         made = Plan.model_validate_json(plan)
         on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
-        self._worker = Worker(payload.unpack(), made, on)
-
-    def ready(self) -> tuple[str, str]:
-        """Its node, and the GPUs that it has."""
+        self._worker = Worker(self._problem, made, on)
         return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
 
     def ping(self) -> None:

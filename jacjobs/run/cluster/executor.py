@@ -65,8 +65,15 @@ class Call(NamedTuple):
 
 class RayExecutor:
     def __init__(
-        self, payload: Payload, plan: Plan, path: str, metadata: dict[str, str], placement: Placement
+        self,
+        payload: Payload,
+        plan: Plan,
+        path: str,
+        metadata: dict[str, str],
+        placement: Placement,
+        engaged: Sequence[Any] = (),
     ) -> None:
+        """engaged: workers that are there already, to be taken before any is started."""
         self._payload = ray.put(payload)
         self._plan = plan.model_dump_json()
         self._path = path
@@ -75,6 +82,7 @@ class RayExecutor:
         self._placement = placement
         self._looked, self._room = time.monotonic(), placement.workers
         self._assembler_threads = ASSEMBLER_THREADS + (TRANSPOSES if plan.tiling.spills else 0)
+        self._engaged = list(engaged)
         self._actors: dict[str, Any] = {}
         self._calls: dict[Any, Call] = {}
         self._data: dict[tuple[str, BlockId], tuple[Any, int]] = {}
@@ -97,10 +105,8 @@ class RayExecutor:
             self._send_all()
             match command:
                 case StartWorker():
-                    actor = ray.remote(WorkerActor).options(
-                        **self._worker_options, scheduling_strategy="SPREAD"
-                    )
-                    self._start("worker", actor.remote(self._payload, self._plan))
+                    name = self._named("worker", self._engaged.pop(0) if self._engaged else self._engage())
+                    self._calls[self._actors[name].begin.remote(self._plan)] = Call("worker-ready", name)
                 case StartAssembler():
                     actor = ray.remote(AssemblerActor).options(
                         num_cpus=0,
@@ -108,7 +114,8 @@ class RayExecutor:
                         max_concurrency=self._assembler_threads,
                         scheduling_strategy="SPREAD" if self._placement.assemblers > 1 else "DEFAULT",
                     )
-                    self._start("assembler", actor.remote(self._path, self._plan, self._metadata))
+                    name = self._named("assembler", actor.remote(self._path, self._plan, self._metadata))
+                    self._calls[self._actors[name].ready.remote()] = Call("assembler-ready", name)
                 case Ping(worker):
                     self._calls[self._actors[worker].ping.remote()] = Call("ping", worker)
                 case Kill(actor):
@@ -122,6 +129,7 @@ class RayExecutor:
                     self._calls[done] = Call("transpose", assembler, part=part)
                 case Sweep(assembler, point):
                     self._actors[assembler].sweep.remote(point)
+        self._dismiss()
 
     def poll(self, timeout_seconds: float) -> Iterator[Event]:
         self._send_all()
@@ -146,6 +154,7 @@ class RayExecutor:
             ray.wait(closed, num_returns=len(closed), timeout=CLOSE_SECONDS, fetch_local=False)
         for actor in self._actors.values():
             ray.kill(actor)
+        self._dismiss()
         self._actors.clear()
         self._calls.clear()
         self._data.clear()
@@ -160,10 +169,19 @@ class RayExecutor:
                 self._room = room
                 yield Capacity(room)
 
-    def _start(self, kind: Literal["worker", "assembler"], actor: Any) -> None:
+    def _engage(self) -> Any:
+        actor = ray.remote(WorkerActor).options(**self._worker_options, scheduling_strategy="SPREAD")
+        return actor.remote(self._payload)
+
+    def _named(self, kind: Literal["worker", "assembler"], actor: Any) -> str:
         name = f"{kind}-{next(self._numbers)}"
         self._actors[name] = actor
-        self._calls[actor.ready.remote()] = Call(f"{kind}-ready", name)  # type: ignore[arg-type]
+        return name
+
+    def _dismiss(self) -> None:
+        """Those that were engaged for nothing: they keep others from starting."""
+        while self._engaged:
+            ray.kill(self._engaged.pop())
 
     # -- asking --------------------------------------------------------------------------------------------
 

@@ -22,13 +22,18 @@ WORKERS_AN_ASSEMBLER = 8
 """What one can write for: docs/decisions/0026."""
 
 
+def joins(options: ClusterOptions) -> bool:
+    """Is there a Ray that this process is in already, and that does?"""
+    return bool(ray.is_initialized()) and options.address in ("local", "auto")
+
+
 @contextmanager
 def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
     """A Ray to work in: the one this process is already in, an existing cluster, or an embedded one.
 
     Only what was started here is shut down. Raises InputError where the address leads nowhere.
     """
-    if ray.is_initialized() and options.address in ("local", "auto"):
+    if joins(options):
         yield
         return
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -31,12 +32,14 @@ NAMESPACE = "jacjobs"
 class CoordinatorActor:
     """Named after the run; asks for no CPU."""
 
-    def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
+    def __init__(
+        self, record: RunRecord, path: str, payload: Payload, placement: Placement, engaged: Sequence[Any]
+    ) -> None:
         plan = Plan.model_validate(record.plan)
         self._coordinator = Coordinator(
             record,
             path,
-            lambda: RayExecutor(payload, plan, path, part_metadata(record), placement),
+            lambda: RayExecutor(payload, plan, path, part_metadata(record), placement, engaged),
             workers=placement.workers,
             assemblers=placement.assemblers,
             observer=RunMetrics(record.run, record.name),
@@ -70,7 +73,15 @@ class RayRun:
 
     look_seconds = LOOK_SECONDS
 
-    def __init__(self, record: RunRecord, path: str, payload: Payload, placement: Placement) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        path: str,
+        payload: Payload,
+        placement: Placement,
+        engaged: Sequence[Any] = (),
+    ) -> None:
+        """engaged: workers of this process, for the run to take over."""
         # Beside this process, without which it ends anyway: no other node that is lost takes it along. (A
         # soft affinity is none: Ray puts an actor that asks for no CPU on any node then.)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -86,10 +97,11 @@ class RayRun:
         give_up = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                self._coordinator = actor.remote(record, path, payload, placement)
+                self._coordinator = actor.remote(record, path, payload, placement, engaged)
                 break
             except ValueError:  # there is one of that name
                 _make_way(name, path, give_up)
+        self._engaged = list(engaged)
         self._result = self._coordinator.run.remote()
 
     def start(self) -> None:
@@ -109,7 +121,8 @@ class RayRun:
                 f"the coordinator died ({cause_of(error)}); `jacjobs resume` goes on"
             ) from None
         finally:
-            ray.kill(self._coordinator)
+            for actor in (self._coordinator, *self._engaged):  # a coordinator that was killed killed nobody
+                ray.kill(actor)
         if isinstance(result, JacjobsError):
             raise result
         return result
