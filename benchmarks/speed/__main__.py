@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import compute, end_to_end, memory, page, scale, startup
+from benchmarks.speed import compute, end_to_end, limit, memory, page, scale, startup
 
 TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "compute": compute.measure,
     "end_to_end": end_to_end.measure,
+    "limit": limit.measure,
     "memory": memory.measure,
     "scale": scale.measure,
     "startup": startup.measure,

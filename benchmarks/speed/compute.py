@@ -29,7 +29,7 @@ from jobs.kernel_residual import problem as kernel_residual
 ROUNDS, QUICK_ROUNDS = 7, 5
 AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Largest difference of two results, of the largest entry."""
-SINGLE, DOUBLE = (torch.float32,), (torch.float64,)
+SINGLE, DOUBLE, BOTH = (torch.float32,), (torch.float64,), (torch.float32, torch.float64)
 
 
 Peers = dict[str, tuple[Work, float]]
@@ -51,17 +51,17 @@ def _residual(dtype: torch.dtype, **sizes: int) -> Problem:
 
 
 FUNCTIONS = {
-    "MLP, square": Speed(functions.mlp, "mlp"),
+    "MLP, square": Speed(functions.mlp, "mlp", dtypes=BOTH),
     "MLP, tall": Speed(functions.mlp_tall, "mlp_tall"),
     "MLP, wide": Speed(functions.mlp_wide, "mlp_wide"),
     "CNN": Speed(functions.cnn, "cnn"),
-    "transformer block": Speed(functions.transformer, "transformer"),
+    "transformer block": Speed(functions.transformer, "transformer", dtypes=BOTH),
     "LSTM": Speed(functions.lstm, "lstm"),
     "ODE solve": Speed(functions.ode, "ode", dtypes=DOUBLE),
     "kernel residual": Speed(_residual, "residual", {"count": 2000, "centres": 25}, DOUBLE),
-    "per sample, inputs of a CNN": Speed(functions.samples, "samples", {"count": 64}),
+    "per sample, inputs of a CNN": Speed(functions.samples, "samples", {"count": 64}, BOTH),
     "per sample, parameters": Speed(functions.parameters, "parameters", {"count": 32}),
-    "Hessian": Speed(functions.hessian, "hessian"),
+    "Hessian": Speed(functions.hessian, "hessian", dtypes=BOTH),
 }
 
 

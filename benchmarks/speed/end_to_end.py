@@ -1,8 +1,5 @@
-"""A job on a warm local cluster against the script that a competent user writes: the best peer in chunks that
-fit, then `pyarrow.parquet.write_table`. Two workers against the script's two threads.
-
-And the limit: what a job takes against the larger of its computing alone and its writing alone, both by
-jacjobs' own code with all cores.
+"""A job on a warm local cluster against the script that a competent user writes: the best peer at its best
+chunk, then `pyarrow.parquet.write_table`. Two workers against the script's two threads.
 """
 
 from __future__ import annotations
@@ -11,11 +8,9 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,23 +24,11 @@ from benchmarks import functions
 from benchmarks.speed.pairs import in_turns, ratio, seconds_of
 from benchmarks.speed.peers import Case
 from jacjobs import Problem
-from jacjobs.planning.planner import Plan
-from jacjobs.run.assembler import Assembler
-from jacjobs.run.coordinator import part_metadata
-from jacjobs.run.messages import BlockId
-from jacjobs.run.worker import Worker
-from jacjobs.store.folder import RunFolder
 
 THREADS = 2
 ROUNDS, QUICK_ROUNDS = 3, 1
-
-
-class JobCase(NamedTuple):
-    """A problem whose J has so many GiB, and the script's chunk, of rows or points, at its best."""
-
-    make: Callable[[float], Problem]
-    chunk: int
-    gib: float
+CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Of the script."""
 
 
 def hessian(gib: float) -> Problem:
@@ -68,9 +51,11 @@ def tangents(gib: float) -> Problem:
 
 
 CASES = {
-    "Hessian of a loss, computing dominates": JobCase(hessian, 32, 1.0),
-    "tangent features, writing dominates": JobCase(tangents, 32, 4.0),
+    "Hessian of a loss, computing dominates": hessian,
+    "tangent features, writing dominates": tangents,
 }
+GIB = {hessian: 1.0, tangents: 4.0}
+QUICK = 8
 
 
 # -- the script ----------------------------------------------------------------------------------------------
@@ -94,6 +79,26 @@ def script(case: Case, chunk: int, path: Path) -> None:
     )
     with path.open("rb") as file:
         os.fsync(file.fileno())  # as jacjobs does: both have it on the disk
+
+
+def best_chunk(case: Case) -> int:
+    """Of the script, from a few of its rows or points at each."""
+    return min(CHUNKS, key=lambda chunk: min(_seconds_each(case, chunk) for _ in range(2)))
+
+
+def _seconds_each(case: Case, chunk: int) -> float:
+    if case.in_dims is None:
+        value, pull_back = torch.func.vjp(case.fn, *case.args)
+        seeds = torch.eye(chunk, value.numel(), dtype=value.dtype).reshape(chunk, *value.shape)
+        # As jacrev does: one by one, without vmap, where the chunk is 1.
+        work = (lambda: pull_back(seeds[0])) if chunk == 1 else (lambda: vmap(pull_back)(seeds))
+    else:
+        dims = case.in_dims if isinstance(case.in_dims, tuple) else (case.in_dims,) * len(case.args)
+        some = [arg if dim is None else arg[:chunk] for arg, dim in zip(case.args, dims, strict=True)]
+        work = lambda: vmap(jacrev(case.fn, case.argnums), case.in_dims)(*some)  # noqa: E731
+    work()
+    times = max(2, CHUNKS[-1] // 4 // chunk)
+    return seconds_of(lambda: [work() for _ in range(times)]) / (times * chunk)
 
 
 def as_table(J: np.ndarray) -> pa.Table:
@@ -132,15 +137,15 @@ def measure(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
     warm_cluster()
     try:
-        for name, job in CASES.items():
-            yield _row(name, job, job.gib / 8 if quick else job.gib, quick=quick)
+        for name, make in CASES.items():
+            yield _row(name, make(GIB[make] / (QUICK if quick else 1)), QUICK_ROUNDS if quick else ROUNDS)
     finally:
         ray.shutdown()
 
 
-def _row(name: str, job: JobCase, gib: float, *, quick: bool) -> dict[str, Any]:
-    problem = job.make(gib)
+def _row(name: str, problem: Problem, rounds: int) -> dict[str, Any]:
     case = Case(problem)
+    chunk = best_chunk(case)
     with tempfile.TemporaryDirectory(prefix="jj", dir=os.environ.get("JACJOBS_BENCH_DIR")) as folder:
         place = Path(folder)
         file, out = place / "script.parquet", place / "run"
@@ -151,25 +156,21 @@ def _row(name: str, job: JobCase, gib: float, *, quick: bool) -> dict[str, Any]:
 
         def theirs() -> None:
             file.unlink(missing_ok=True)
-            script(case, job.chunk, file)
+            script(case, chunk, file)
 
         runs: list[jacjobs.Run] = []
         ours()  # warm up
         _check_same(file, theirs, out)
-        seconds = in_turns({"script": theirs, "jacjobs": ours}, QUICK_ROUNDS if quick else ROUNDS)
-        plan = runs[-1].plan
-        file.unlink()
-        alone = _alone(problem, out, place / "alone")
-    larger = max(alone["compute"], alone["write"])
+        seconds = in_turns({"script": theirs, "jacjobs": ours}, rounds)
+    plan = runs[-1].plan
     return {
         "job": name,
         "gib": plan.shape.total_bytes / 2**30,
         "strategy": plan.strategy,
         "chunk": plan.chunk,
+        "script_chunk": chunk,
         "seconds": {who: statistics.median(taken) for who, taken in seconds.items()},
         "ratio": ratio(seconds["jacjobs"], seconds["script"]),
-        "alone_seconds": alone,
-        "limit_ratio": statistics.median(taken / larger for taken in seconds["jacjobs"]),
     }
 
 
@@ -182,33 +183,3 @@ def _check_same(file: Path, theirs: Callable[[], None], out: Path) -> None:
     error = float(np.abs(got - want).max() / np.abs(want).max())
     if not error < 1e-3:
         raise AssertionError(f"the script's J and jacjobs' differ by {error:.1e}")
-
-
-def _alone(problem: Problem, run: Path, path: Path) -> dict[str, float]:
-    """Seconds of all blocks without writing any, and of writing as many without computing any; two threads
-    each, as the job has two workers.
-    """
-    record = RunFolder(run).record()
-    plan = Plan.model_validate(record.plan)
-    blocks = [BlockId(b, i) for b in range(plan.tiling.bundles) for i in range(plan.tiling.blocks_in(b))]
-    sample = blocks[:: max(1, len(blocks) // 16)]
-    worker = Worker(problem, plan.model_copy(update={"threads": THREADS, "checked_by": None}))
-    worker.compute(blocks[0])
-    share = len(blocks) / len(sample)
-    compute = seconds_of(lambda: [worker.compute(block) for block in sample]) * share
-    folder = RunFolder(path)
-    folder.create(record)
-    assembler = Assembler(folder.uri, plan, part_metadata(record))
-    one = worker.compute(blocks[0]).values
-
-    def write(bundle: int) -> None:
-        for position in range(plan.tiling.blocks_in(bundle)):
-            block = BlockId(bundle, position)
-            extent = plan.tiling.block(*block).box(plan.layout).extent
-            data = one if one.shape == extent else np.resize(one, extent)
-            assembler.absorb(block, data)
-
-    began = time.perf_counter()
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(write, range(plan.tiling.bundles)))
-    return {"compute": compute, "write": time.perf_counter() - began}

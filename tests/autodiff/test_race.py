@@ -87,6 +87,29 @@ def test_a_graph_counts_once_a_point_and_many_points_share_calls() -> None:
     assert device.winner(shape_of(10, 1000, points=100), ["vjp/vmap"]) == ("vjp/vmap", 1000)
 
 
+def test_all_of_j_at_once_is_tried_though_what_is_between_is_slower() -> None:
+    """It alone is not copied. Where a second look would take long, it is not tried."""
+
+    def seconds(strategy: str, chunk: int) -> float:
+        return 1e-6 * chunk * (0.5 if chunk == 100_000 else 1 if chunk <= 64 else 2)
+
+    assert Device(seconds).winner(shape_of(100, 1000, points=1000), ["vjp/vmap"]) == ("vjp/vmap", 100_000)
+    slow = Device(lambda strategy, chunk: 100 * seconds(strategy, chunk))
+    assert slow.winner(shape_of(100, 1000, points=1000), ["vjp/vmap"])[1] < 100_000
+    assert ("vjp/vmap", 100_000) not in slow.asked
+
+
+@pytest.mark.parametrize(("chunk", "copied"), [(12, True), (24, False)])
+def test_only_a_chunk_that_is_all_of_j_is_timed_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, copied: bool
+) -> None:
+    copies: list[object] = []
+    monkeypatch.setattr("jacjobs.autodiff.block._copy", lambda *made, **_: copies.append(made))
+    problem = jacjobs.Problem(torch.sin, (torch.randn(4, 6),), in_dims=0)
+    racing.race(problem, ["vjp/vmap"], lambda strategy, size: size == chunk)
+    assert bool(copies) == copied
+
+
 def test_where_memory_runs_out_nothing_larger_is_tried() -> None:
     device = Device(lambda strategy, chunk: 1e-6, full=30)
     assert device.winner(shape_of(1024, 1024), ["vjp/vmap"]) == ("vjp/vmap", 16)
