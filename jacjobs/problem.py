@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -185,6 +186,11 @@ class Problem:
         return self._traced.precision
 
     @property
+    def differentiates(self) -> bool:
+        """Does `fn` call autograd itself, as a gradient does whose Jacobian is a Hessian?"""
+        return self._traced.differentiates
+
+    @property
     def randomness(self) -> Literal["error", "same"]:
         """What `torch.func.vmap` is told: with a seed, all copies share the randomness of a single call."""
         return "error" if self.seed is None else "same"
@@ -340,7 +346,7 @@ class Problem:
             if index in self.wanted:
                 leaf = leaf.detach().requires_grad_()
             point.append(leaf)
-        with self._prepared(leaves), _WatchDtypes() as watch:
+        with self._prepared(leaves), _WatchDtypes() as watch, _WatchGradients() as gradients:
             result = self.fn(*pytree.tree_unflatten(point, self._spec))
         named = _named_leaves(result, alone="output")
         _check_outputs(named)
@@ -361,6 +367,7 @@ class Problem:
             outputs=[(name, output.detach()) for name, output in named],
             spec=pytree.tree_structure(result),
             precision=coarsest(seen),
+            differentiates=gradients.seen,
         )
 
     def _check_wanted(self) -> None:
@@ -391,11 +398,14 @@ class Problem:
 
 
 class _Trace(NamedTuple):
-    """Name and (perhaps fake) tensor of each output leaf at one point; their structure; `precision`."""
+    """Name and (perhaps fake) tensor of each output leaf at one point; their structure; the properties of the
+    problem that have these names.
+    """
 
     outputs: list[tuple[str, Tensor]]
     spec: pytree.TreeSpec
     precision: torch.dtype
+    differentiates: bool
 
 
 class _WatchDtypes(TorchDispatchMode):
@@ -410,6 +420,16 @@ class _WatchDtypes(TorchDispatchMode):
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.seen.update(tensor.dtype for tensor in tensors if tensor.is_floating_point())
         return result
+
+
+class _WatchGradients(TorchFunctionMode):
+    """Notes whether `autograd.grad` is called: torch.func's own transforms call it, too."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func is torch.autograd.grad
+        return func(*args, **(kwargs or {}))
 
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -1,7 +1,8 @@
-"""All tables: `python -m benchmarks.speed [--quick] [--only compute …]`.
+"""All tables: `python -m benchmarks.speed [--quick] [--only compute …] [--functions "MLP, tall" …]`.
 
 Writes benchmarks/results/bench.json, and from it benchmarks/results/bench.md and the README's table.
-`--quick` is for a look: smaller sizes, fewer rounds, no compilers; it writes nothing.
+`--quick` is for a look: smaller sizes, fewer rounds, no compilers; it writes nothing. `--functions` measures
+some functions of the table `compute` again, and leaves its other rows as they are.
 """
 
 from __future__ import annotations
@@ -35,9 +36,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--functions", nargs="+", choices=compute.FUNCTIONS, default=[])
     options = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     found = page.read()
+    if options.functions:
+        for row in compute.measure(options.functions, quick=options.quick):
+            print(row, flush=True)
+            if not options.quick:
+                page.replace_row(found, row)
+                page.write_json(found)
+                page.write_tables(found)
+        return
     for name in options.only:
         began = time.perf_counter()
         rows: list[dict[str, Any]] = []

@@ -153,6 +153,13 @@ def read() -> dict[str, Any]:
     return dict(json.loads(JSON.read_text(encoding="utf-8"))) if JSON.exists() else {}
 
 
+def replace_row(found: dict[str, Any], row: dict[str, Any]) -> None:
+    """Of the table `compute`: the one of the same function and dtype."""
+    rows = found["compute"]["rows"]
+    same = [i for i, r in enumerate(rows) if (r["function"], r["dtype"]) == (row["function"], row["dtype"])]
+    rows[same[0]] = row
+
+
 def write_json(found: dict[str, Any]) -> None:
     JSON.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

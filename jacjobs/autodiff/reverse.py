@@ -14,7 +14,8 @@ over pairs of point and row: ⌊k/m⌋ points are handled at once where k ≥ m.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from jacjobs.autodiff.graph import of_wanted, repeated, tiled, vjp, vjps, watched
 from jacjobs.autodiff.seeds import SeedMaker, draw, lay_out, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
+from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
@@ -135,17 +137,10 @@ class VjpVmap(Strategy):
         chunk: int,
         create_graph: bool,
     ) -> Iterator[Chunk]:
-        """An ordinary graph, kept for the chunks of its rows and freed by the last."""
-        leaves, inputs = watched(problem.at_point(point), problem.wanted, create_graph=create_graph)
-        outputs = problem.call_one(leaves)
+        """One graph, kept for the chunks of its rows and freed by the last."""
+        outputs, rows = _linearized(problem, point, create_graph=create_graph)
         for first, last in product_ranges(block.row_start, block.row_stop, chunk):
-            gradients = vjps(
-                outputs,
-                inputs,
-                make(seeds, first, last, outputs),
-                keep_graph=last < block.row_stop,
-                create_graph=create_graph,
-            )
+            gradients = rows(make(seeds, first, last, outputs), last < block.row_stop)
             yield Chunk(
                 slice(point, point + 1),
                 slice(first, last),
@@ -194,3 +189,46 @@ class VjpVmap(Strategy):
             slice(block.row_start, block.row_stop),
             gradients,  # in whatever order they lie: they are the largest there are
         )
+
+
+Rows = Callable[[list[Tensor], bool], list[Tensor]]
+"""Of cotangents (k, …) of each output; whether the graph is to be kept for others."""
+TRANSFORM = "torch.func.vjp works"
+
+
+def _linearized(problem: Problem, point: int, *, create_graph: bool) -> tuple[list[Tensor], Rows]:
+    """The outputs at a point, and what makes rows of J there.
+
+    Where the function calls autograd itself, as one does whose Jacobian is a Hessian, torch.func makes the
+    graph. In an ordinary one, operands of matrix products require gradients there; to fold a batch of such
+    into one product aten copies them, for a quarter of all the time: docs/decisions/0024. It is an ordinary
+    one where torch.func cannot: with saved-tensor hooks, say.
+    """
+    leaves = problem.at_point(point)
+    if problem.differentiates and not create_graph and problem.kept.get(TRANSFORM, True):
+        try:
+            return _by_transform(problem, leaves)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            problem.kept[TRANSFORM] = False
+    leaves, inputs = watched(leaves, problem.wanted, create_graph=create_graph)
+    outputs = problem.call_one(leaves)
+
+    def rows(cotangents: list[Tensor], keep_graph: bool) -> list[Tensor]:
+        return vjps(outputs, inputs, cotangents, keep_graph=keep_graph, create_graph=create_graph)
+
+    return outputs, rows
+
+
+def _by_transform(problem: Problem, leaves: list[Any]) -> tuple[list[Tensor], Rows]:
+    fn, inputs = of_wanted(problem, leaves)
+    with torch.no_grad():
+        outputs, pull_back = torch.func.vjp(fn, *(leaf.detach() for leaf in inputs))[:2]
+
+    def rows(cotangents: list[Tensor], keep_graph: bool) -> list[Tensor]:
+        one = partial(pull_back, retain_graph=keep_graph, create_graph=False)
+        with torch.no_grad():
+            return list(torch.func.vmap(one, randomness="same")(cotangents))
+
+    return outputs, rows

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev, vmap
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from jacjobs import Problem
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
+from jacjobs.autodiff.reverse import TRANSFORM
 from jacjobs.errors import InputError
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.options import ComputeOptions
@@ -260,6 +262,51 @@ def test_hessians_are_symmetric_and_right(strategy: str) -> None:
     got = compute_block(problem, Pace(strategy, 5), whole(problem))
     np.testing.assert_allclose(got, vmap(torch.func.hessian(energy))(points).numpy(), rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(got, got.transpose(0, 2, 1), rtol=1e-12, atol=1e-12)
+
+
+def _energy(x: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(torch.tanh(W @ x), 0) + (x**3).prod()
+
+
+def _by_plain_autograd(x: torch.Tensor) -> torch.Tensor:
+    if not x.requires_grad:
+        x.requires_grad_()
+    return torch.autograd.grad(_energy(x), x, create_graph=True)[0]
+
+
+def _checkpointed(x: torch.Tensor) -> torch.Tensor:
+    energy: torch.Tensor = checkpoint(_energy, x, use_reentrant=False)
+    return energy
+
+
+@pytest.mark.parametrize(
+    ("problem", "transformed"),
+    {
+        "a gradient": (Problem.hessian(_energy, (POINTS[0],)), True),
+        "a gradient by torch.func": (Problem(torch.func.grad(_energy), (POINTS[0],)), True),
+        "a Jacobian inside": (Problem(jacrev(lambda x: torch.sin(x) * x.sum()), (POINTS[0],)), True),
+        "at many points": (Problem.hessian(_energy, (POINTS,), in_dims=0), True),
+        "plain autograd": (Problem(_by_plain_autograd, (POINTS[0],)), None),
+        "saved-tensor hooks": (Problem.hessian(_checkpointed, (POINTS[0],)), False),
+    }.values(),
+    ids=["gradient", "torch.func", "Jacobian", "points", "plain autograd", "hooks"],
+)
+def test_torch_func_makes_the_graph_of_what_differentiates_inside_itself_where_it_can(
+    problem: Problem, transformed: bool | None
+) -> None:
+    """None: whichever."""
+    assert problem.differentiates
+    for chunk in (1, 2, 9):
+        got = compute_block(problem, Pace("vjp/vmap", chunk), whole(problem))
+        plain = compute_block(problem, Pace("vjp/loop", 1), whole(problem))
+        np.testing.assert_allclose(got, plain, rtol=1e-9, atol=1e-11)
+    if transformed is not None:
+        assert problem.kept.get(TRANSFORM, True) == transformed
+
+
+def test_what_does_not_differentiate_inside_itself_says_so() -> None:
+    assert not any(problem.differentiates for problem in CASES.values())
+    assert not Problem(lambda x: vmap(torch.sin)(x), (POINTS,)).differentiates
 
 
 def test_a_hessian_needs_a_scalar() -> None:
