@@ -89,6 +89,7 @@ class WorkerActor:
         made = Plan.model_validate_json(plan)
         on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
         self._worker = Worker(self._problem, made, on)
+        del self._problem  # on a GPU, the worker has a copy there
         return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
 
     def ping(self) -> None:
