@@ -25,8 +25,8 @@ WHY: dict[str, str] = {
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "compiled: the same products, as a function of seeds; torch.compile is told an identity",
     "per sample, parameters": "compiled: its code was timed as slower than plain chunks, and not chosen",
-    "Hessian": "plain: the choice, two seconds of timings, fell beside the best: on chunks of 16 in float32, on "
-    "double-vjp/vmap in float64",
+    "Hessian": "plain: the choice, two seconds of timings, fell beside the best: on chunks of 16 in float32, "
+    "on double-vjp/vmap in float64",
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""
 
