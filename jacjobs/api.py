@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import platform
@@ -101,7 +102,7 @@ def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
 
 
 def plan_job(job: Job, device: str | None = None) -> Plan:
-    return _draft(job, device).plan()
+    return _draft(job, device).predicted
 
 
 def plan_of(path: str | Path) -> Plan:
@@ -327,7 +328,7 @@ def _begin(job: Job, folder: RunFolder, record: RunRecord | None) -> Run:
                     resources = engaged.resources(job.compute.memory, job.output.path)
                     check_budget(resources)
                     draft = replace(draft, resources=resources)
-                engaged.engage(draft.plan().tiling.blocks)  # they start while one of them times chunks
+                engaged.engage(draft.predicted.tiling.blocks)  # they start while one of them times chunks
                 record = _created(job, folder, draft, engaged.tune)
             elif folder.manifest() is None:
                 engaged.engage(Plan.model_validate(record.plan).tiling.blocks)
@@ -343,7 +344,7 @@ def _sound_draft(job: Job) -> _Draft:
     draft = _draft(job)
     if job.cluster.address in (INLINE, LOCAL):
         check_budget(draft.resources)
-        draft.plan()
+        _ = draft.predicted
     return draft
 
 
@@ -388,9 +389,13 @@ class _Draft:
             timings,
         )
 
+    @functools.cached_property
+    def predicted(self) -> Plan:
+        return self.plan()
+
     def tuned(self, tune: Callable[[Chooser, float], list[Timing]]) -> Plan:
         """The plan after a look at the device, where it pays."""
-        predicted = self.plan()
+        predicted = self.predicted
         limit = seconds_for(predicted.seconds)
         if not limit or "auto" not in (self.job.compute.strategy, self.job.compute.chunk):
             return predicted

@@ -21,7 +21,7 @@ from torch.func import jacrev, vmap
 
 import jacjobs
 from benchmarks import functions
-from benchmarks.speed.pairs import in_turns, ratio, seconds_of
+from benchmarks.speed.pairs import Work, in_turns, ratio, seconds_of
 from benchmarks.speed.peers import Case
 from jacjobs import Problem
 
@@ -87,18 +87,20 @@ def best_chunk(case: Case) -> int:
 
 
 def _seconds_each(case: Case, chunk: int) -> float:
+    work = _one_chunk(case, chunk)
+    work()
+    times = max(2, CHUNKS[-1] // 4 // chunk)
+    return seconds_of(lambda: [work() for _ in range(times)]) / (times * chunk)
+
+
+def _one_chunk(case: Case, chunk: int) -> Work:
     if case.in_dims is None:
         value, pull_back = torch.func.vjp(case.fn, *case.args)
         seeds = torch.eye(chunk, value.numel(), dtype=value.dtype).reshape(chunk, *value.shape)
         # As jacrev does: one by one, without vmap, where the chunk is 1.
-        work = (lambda: pull_back(seeds[0])) if chunk == 1 else (lambda: vmap(pull_back)(seeds))
-    else:
-        dims = case.in_dims if isinstance(case.in_dims, tuple) else (case.in_dims,) * len(case.args)
-        some = [arg if dim is None else arg[:chunk] for arg, dim in zip(case.args, dims, strict=True)]
-        work = lambda: vmap(jacrev(case.fn, case.argnums), case.in_dims)(*some)  # noqa: E731
-    work()
-    times = max(2, CHUNKS[-1] // 4 // chunk)
-    return seconds_of(lambda: [work() for _ in range(times)]) / (times * chunk)
+        return (lambda: pull_back(seeds[0])) if chunk == 1 else (lambda: vmap(pull_back)(seeds))
+    some = [arg if axis is None else arg[:chunk] for arg, axis in zip(case.args, case.axes, strict=True)]
+    return lambda: vmap(jacrev(case.fn, case.argnums), case.in_dims)(*some)
 
 
 def as_table(J: np.ndarray) -> pa.Table:

@@ -81,7 +81,7 @@ def end_to_end(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         seconds = row["seconds"]
         cells = [
-            *(row["job"], f"{row['gib']:.1f}", f"{row['strategy']}, {row['chunk']:,}"),
+            *_job(row),
             *(f"{row['script_chunk']:,}", f"{seconds['script']:.1f}", f"{seconds['jacjobs']:.1f}"),
             f"{row['ratio']:.2f}",
             WHY_SLOWER_THAN_SCRIPT[row["job"]] if row["ratio"] > 1 / NOISE else "",
@@ -100,7 +100,7 @@ def limit(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         alone = row["alone_seconds"]
         cells = [
-            *(row["job"], f"{row['gib']:.1f}", f"{row['strategy']}, {row['chunk']:,}"),
+            *_job(row),
             *(f"{alone['compute']:.1f}", f"{alone['write']:.1f}"),
             *(f"{row['seconds']:.1f}", f"{row['ratio']:.2f}"),
             WHY_FAR_FROM_LIMIT[row["job"]] if row["ratio"] > LIMIT else "",
@@ -226,6 +226,11 @@ def summary(found: dict[str, Any]) -> str:
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _job(row: dict[str, Any]) -> list[str]:
+    """Its name, how large its J is, and what was chosen for it."""
+    return [row["job"], f"{row['gib']:.1f}", f"{row['strategy']}, {row['chunk']:,}"]
 
 
 def _of(of: dict[str, Any]) -> str:

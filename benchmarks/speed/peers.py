@@ -40,6 +40,11 @@ class Case:
             self.fn = partial(_one_sample, problem.fn, problem.in_dims)
 
     @property
+    def axes(self) -> tuple[int | None, ...]:
+        """Of points, an entry an argument."""
+        return _axes(self.in_dims, len(self.args))
+
+    @property
     def forward(self) -> bool:
         return self.shape.columns <= HOPELESS * self.shape.rows
 
@@ -59,9 +64,13 @@ class Case:
         return torch.cat(pieces, dim=1)
 
 
+def _axes(in_dims: Any, count: int) -> tuple[int | None, ...]:
+    return in_dims if isinstance(in_dims, tuple) else (in_dims,) * count
+
+
 def _one_sample(fn: Callable[..., Any], in_dims: Any, *args: Any) -> Any:
-    dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
-    lifted = [arg if dim is None else arg[None] for arg, dim in zip(args, dims, strict=True)]
+    axes = _axes(in_dims, len(args))
+    lifted = [arg if axis is None else arg[None] for arg, axis in zip(args, axes, strict=True)]
     return pytree.tree_map(lambda y: y[0], fn(*lifted))
 
 
@@ -110,10 +119,9 @@ def compiled_peers_of(case: Case) -> dict[str, Work]:
 
 
 def _point_by_point(case: Case) -> Any:
-    dims = case.in_dims if isinstance(case.in_dims, tuple) else (case.in_dims,) * len(case.args)
     of = jacrev(case.fn, case.argnums)
     made = [
-        of(*(arg if d is None else arg[point] for arg, d in zip(case.args, dims, strict=True)))
+        of(*(arg if axis is None else arg[point] for arg, axis in zip(case.args, case.axes, strict=True)))
         for point in range(case.shape.points)
     ]
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *made)

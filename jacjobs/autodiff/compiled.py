@@ -245,10 +245,10 @@ def _hooks_as_they_were() -> Iterator[None]:
 
 def _compile(products: Products) -> Products:
     """Under a code object of its own: torch keeps no more than eight variants of one."""
-    code = products.__code__.replace()
-    own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
     from jacjobs.autodiff.matmul import FasterProducts  # torch's compiler takes a second to import
 
+    code = products.__code__.replace()
+    own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
     options: dict[str, Any] = {"post_grad_custom_post_pass": FasterProducts()}
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled

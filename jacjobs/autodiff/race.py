@@ -68,7 +68,6 @@ def race(
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
             return None
-        all_products = problem.shape.points * count_products(strategy_named(strategy), problem.shape)
         return timed(
             problem,
             strategy,
@@ -76,7 +75,7 @@ def race(
             enough_seconds=ENOUGH_SECONDS,
             most_bytes=MOST_BYTES,
             warm=warm,
-            copied=chunk < all_products,  # a chunk that is all of J is returned as it is
+            copied=chunk < whole_of(strategy, problem.shape),  # a chunk that is all of J is returned as it is
         )
 
     return Race(problem.shape, names, time_it, least_seconds=least_seconds, start=start).winner()
@@ -95,6 +94,11 @@ def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
     several = range(1, shape.points.bit_length()) if products <= WHOLE_POINTS else ()
     together = {products * (1 << p) for p in several} | {products * shape.points for _ in several}
     return sorted(within | {products} | together)
+
+
+def whole_of(strategy: str, shape: JacobianShape) -> int:
+    """The chunk that is all of J."""
+    return shape.points * count_products(strategy_named(strategy), shape)
 
 
 class Race:
@@ -154,7 +158,7 @@ class Race:
 
     def _run_whole(self, strategy: str) -> None:
         """All of J at once, which is not copied, is no neighbour of anything: where that takes no time."""
-        whole = self._shape.points * count_products(strategy_named(strategy), self._shape)
+        whole = whole_of(strategy, self._shape)
         tried = {chunk: seen[0] for (name, chunk), seen in self._seconds.items() if name == strategy}
         takes_no_time = bool(tried) and min(tried.values()) <= SHARE * self._limit_seconds
         if takes_no_time and whole in self._sizes[strategy] and whole not in tried:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 
 import pytest
 import torch
@@ -15,9 +14,8 @@ from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import COMPILED
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
+from tests.autodiff.test_compiled import needs_a_compiler
 from tests.functions import randn
-
-needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 
 
 def laid_out(matrix: Tensor, order: str) -> Tensor:

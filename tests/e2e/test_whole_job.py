@@ -19,6 +19,7 @@ from tests.faults.job import wait_for
 
 pytestmark = pytest.mark.ray
 MIB = 1 << 20
+PARTS = 8
 BLOCK_MIB_A_POINT = 10 * 29914 * 4 / MIB
 BOUND_BYTES = 1100 * MIB
 """For every process: Python with torch and Ray (450 MiB), the object store (330 MiB: ten blocks of 33 MiB,
@@ -47,9 +48,6 @@ def family(process: psutil.Popen) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-PARTS = 8
 
 
 class Peak(NamedTuple):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow
 import ray
 from numpy.typing import NDArray
-from ray import cloudpickle
+from ray import ObjectRef, cloudpickle
+from ray.actor import ActorHandle
 
 from jacjobs.errors import DeviceLostError, JacjobsError
 from jacjobs.planning.choice import Chooser, Resources, Timing
@@ -64,10 +65,6 @@ class WorkerActor:
     """Holds the problem from the start; it can time chunks before it is told the plan, and computes after."""
 
     def __init__(self, payload: Payload) -> None:
-        import torch
-
-        # A GPU that torch cannot use here is none: then the plan is made for the host.
-        self._gpu = bool(ray.get_gpu_ids()) and torch.cuda.is_available()
         self._problem = payload.unpack()
 
     def resources(
@@ -78,9 +75,13 @@ class WorkerActor:
         return resources_here(cluster, memory, path, workers)
 
     def tune(self, threads: int, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+        import torch
+
         from jacjobs.run.tuner import Tuner
 
-        return Tuner(self._problem, threads, "cuda" if self._gpu else "cpu").tune(chooser, limit_seconds)
+        # A GPU that torch cannot use here is none: then the plan is made for the host.
+        on = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        return Tuner(self._problem, threads, on).tune(chooser, limit_seconds)
 
     def begin(self, plan: str) -> tuple[str, str]:
         """Be ready for blocks. Returns its node, and the GPUs that it has."""
@@ -159,12 +160,15 @@ def _node() -> str:
     return f"{socket.gethostname()}, node {ray.get_runtime_context().get_node_id()[:8]}"
 
 
-def worker_options(threads: int, gpus: float) -> dict[str, Any]:
-    """What an actor that computes asks for. What the user has set of the environment stays."""
+def start_worker(payload: ObjectRef[Payload], cpus: int, gpus: float) -> ActorHandle:
+    """One more worker, on the node that has the most room. What the user has set of the environment stays."""
     environment = {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
-    return {
-        "num_cpus": threads,
-        "num_gpus": gpus,
-        "max_restarts": 0,
-        "runtime_env": {"env_vars": environment},
-    }
+    actor = ray.remote(WorkerActor).options(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_restarts=0,
+        runtime_env={"env_vars": environment},
+        scheduling_strategy="SPREAD",
+    )
+    handle: ActorHandle = actor.remote(payload)
+    return handle

@@ -11,7 +11,7 @@ import ray
 
 from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
-from jacjobs.run.cluster.actors import AssemblerActor, Payload, WorkerActor, worker_options
+from jacjobs.run.cluster.actors import AssemblerActor, Payload, start_worker
 from jacjobs.run.cluster.causes import cause_of, origin_of
 from jacjobs.run.cluster.session import Placement
 from jacjobs.run.messages import (
@@ -78,7 +78,7 @@ class RayExecutor:
         self._plan = plan.model_dump_json()
         self._path = path
         self._metadata = metadata
-        self._worker_options = worker_options(plan.threads, placement.gpus_per_worker)
+        self._threads = plan.threads
         self._placement = placement
         self._looked, self._room = time.monotonic(), placement.workers
         self._assembler_threads = ASSEMBLER_THREADS + (TRANSPOSES if plan.tiling.spills else 0)
@@ -105,7 +105,13 @@ class RayExecutor:
             self._send_all()
             match command:
                 case StartWorker():
-                    name = self._named("worker", self._engaged.pop(0) if self._engaged else self._engage())
+                    gpus = self._placement.gpus_per_worker
+                    actor = (
+                        self._engaged.pop(0)
+                        if self._engaged
+                        else start_worker(self._payload, self._threads, gpus)
+                    )
+                    name = self._named("worker", actor)
                     self._calls[self._actors[name].begin.remote(self._plan)] = Call("worker-ready", name)
                 case StartAssembler():
                     actor = ray.remote(AssemblerActor).options(
@@ -168,10 +174,6 @@ class RayExecutor:
             if room != self._room:
                 self._room = room
                 yield Capacity(room)
-
-    def _engage(self) -> Any:
-        actor = ray.remote(WorkerActor).options(**self._worker_options, scheduling_strategy="SPREAD")
-        return actor.remote(self._payload)
 
     def _named(self, kind: Literal["worker", "assembler"], actor: Any) -> str:
         name = f"{kind}-{next(self._numbers)}"

@@ -14,7 +14,7 @@ import ray
 from jacjobs.errors import WorkersError
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
-from jacjobs.run.cluster.actors import Payload, WorkerActor, worker_options
+from jacjobs.run.cluster.actors import Payload, start_worker
 from jacjobs.run.cluster.causes import cause_of
 from jacjobs.run.cluster.session import Placement
 
@@ -29,14 +29,13 @@ class Staff:
     def __init__(self, payload: Payload, cluster: ClusterOptions, placement: Placement) -> None:
         self._payload = ray.put(payload)
         self._cluster, self._most = cluster, placement.workers
-        self._options = worker_options(cluster.cpus_per_worker, placement.gpus_per_worker)
+        self._gpus = placement.gpus_per_worker
         self.workers: list[Any] = []
 
     def engage(self, count: int) -> None:
         """Have at least so many, or as many as the run may have; they start meanwhile."""
-        actor = ray.remote(WorkerActor).options(**self._options, scheduling_strategy="SPREAD")
         while len(self.workers) < min(count, self._most):
-            self.workers.append(actor.remote(self._payload))
+            self.workers.append(start_worker(self._payload, self._cluster.cpus_per_worker, self._gpus))
 
     def resources(self, memory: float | str | None, path: str) -> Resources:
         """Of a worker's device, and the disk that it sees at `path`."""

@@ -79,7 +79,7 @@ class RayRun:
         path: str,
         payload: Payload,
         placement: Placement,
-        engaged: Sequence[Any] = (),
+        engaged: Sequence[Any],
     ) -> None:
         """engaged: workers of this process, for the run to take over."""
         # Beside this process, without which it ends anyway: no other node that is lost takes it along. (A
