@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import jacjobs
@@ -31,14 +32,24 @@ from jacjobs.run.messages import BlockId
 from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import flush_folder
 from jacjobs.store.folder import RunFolder
-from jacjobs.store.schema import part_records, part_schema
-from jacjobs.store.writer import COMPRESSION, PAGE_BYTES, PartWriter
+from jacjobs.store.parquet import PAGE_BYTES
+from jacjobs.store.schema import part_schema
+from jacjobs.store.writer import PartWriter
 from tests.store.datasets import METADATA, finish, make_run, plan_of
 
 MIB = 1 << 20
 COLUMNS = 4096
 ROUNDS = 5
 CORES = len(os.sched_getaffinity(0))
+COMPRESSION: dict[Compression, dict[str, Any]] = {
+    "none": {"compression": "none"},
+    "zstd": {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_byte_stream_split": ["values.list.element"],
+    },
+}
+"""Of pyarrow, to write what we write."""
 
 
 def whole_plan(
@@ -73,6 +84,14 @@ def row(what: str, ours: list[float], theirs: list[float], nbytes: int, target: 
     ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
     rates = [nbytes / statistics.median(seconds) / 1e6 for seconds in (ours, theirs)]
     return [what, f"{rates[0]:,.0f}", f"{rates[1]:,.0f}", f"{ratio:.2f}", target]
+
+
+def as_records(matrix: np.ndarray) -> pa.Table:
+    """The records of a part of one matrix, as it has them."""
+    lines, nothing = np.arange(len(matrix)), np.zeros(len(matrix), np.int64)
+    schema = part_schema("rows", matrix.shape[1], None, "float32")
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), type=schema.field("values").type)
+    return pa.table([pa.array(nothing), pa.array(lines), pa.array(nothing), lists], schema=schema)
 
 
 # -- writing -----------------------------------------------------------------------------------------------
@@ -111,9 +130,8 @@ def writing(place: Path) -> list[list[str]]:
 
         def theirs(plan: Plan = plan, compression: str = compression) -> None:
             path = place / "plain.parquet"
-            schema = part_schema("rows", COLUMNS, None, "float32")
             pq.write_table(
-                part_records(Rectangle(0, 1, 0, rows, 0, COLUMNS).box("rows"), J, None, schema),
+                as_records(J[0]),
                 path,
                 row_group_size=plan.group_records,
                 use_dictionary=False,

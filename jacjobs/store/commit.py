@@ -13,6 +13,8 @@ nothing may interrupt the writing to the stream.
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import re
 import shutil
@@ -25,20 +27,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import xxhash
 
 from jacjobs.errors import StoreError
 
 COPY_BYTES = 8 << 20
+BUFFER_BYTES = 4 << 20
+_O_DIRECT = getattr(os, "O_DIRECT", 0)
+"""Not every system has it."""
 
 
 class PendingFile(ABC):
-    """A file on its way: `write` to it, then `commit` or `discard`. It digests what it is given.
+    """A file on its way: `write` to it, then `commit` or `discard`. It digests what it is given."""
 
-    As much of a binary file as pyarrow needs to write to it.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | DirectFile) -> None:
         self._file = file
         self._digest = xxhash.xxh3_128()
         self.nbytes = 0
@@ -54,21 +57,6 @@ class PendingFile(ABC):
         """XXH3, 128 bits, in hexadecimal digits, of all that was written."""
         return str(self._digest.hexdigest())
 
-    def read_at(self, nbytes: int, offset: int) -> bytes:
-        """What was written there."""
-        self._file.flush()
-        return os.pread(self._file.fileno(), nbytes, offset)
-
-    def tell(self) -> int:
-        return self.nbytes
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
     def commit(self) -> None:
         """Make the file visible under its final name."""
         self._file.flush()
@@ -82,11 +70,71 @@ class PendingFile(ABC):
         """Leave nothing behind. Safe after `commit`, which it does not undo."""
 
 
+class DirectFile:
+    """A new file that is written around the system's cache of pages, where its file system can (O_DIRECT).
+
+    J is larger than memory, mostly. Through the cache each of its pages is allocated, copied to and thrown
+    out again, for more of a processor's time than its checksums and digests take (docs/decisions/0029), and
+    whatever else was in the cache is thrown out too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        self._direct = self._switch(on=True)
+        # Direct writes are of whole blocks of the device, from memory as aligned as they are: a mapping is.
+        self._buffer = np.frombuffer(mmap.mmap(-1, BUFFER_BYTES), np.uint8)
+        self._used = 0
+
+    def write(self, data: Any) -> None:
+        raw = np.frombuffer(data, np.uint8)
+        while len(raw):
+            some = raw[: BUFFER_BYTES - self._used]
+            self._buffer[self._used : self._used + len(some)] = some
+            self._used += len(some)
+            raw = raw[len(some) :]
+            if self._used == BUFFER_BYTES:
+                self._empty()
+
+    def flush(self) -> None:
+        """What is left of the last block can only go through the cache, as does all that follows."""
+        self._direct = self._direct and self._switch(on=False)
+        self._empty()
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        """Without what was not flushed."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _empty(self) -> None:
+        left = self._buffer[: self._used]
+        while len(left):
+            try:
+                left = left[os.write(self._descriptor, left.data) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._direct = self._switch(on=False)  # the device has larger blocks, or promised too much
+        self._used = 0
+
+    def _switch(self, *, on: bool) -> bool:
+        """Whether writes are direct now."""
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~_O_DIRECT
+        with suppress(OSError):
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | _O_DIRECT if on else flags)
+            return on and _O_DIRECT != 0
+        return False
+
+
 class LocalFile(PendingFile):
-    def __init__(self, final: Path, scratch: Path) -> None:
+    def __init__(self, final: Path, scratch: Path, *, cached: bool) -> None:
+        """`cached`: through the system's cache of pages, for what is soon read again."""
         self._final = final
         self._path = scratch / f"{final.name}.{uuid.uuid4().hex}"
-        super().__init__(self._path.open("w+b"))
+        super().__init__(self._path.open("xb") if cached else DirectFile(self._path))
 
     def _publish(self) -> None:
         os.fsync(self._file.fileno())

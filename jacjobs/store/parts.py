@@ -26,10 +26,11 @@ from jacjobs.errors import StoreError, TooLargeError
 from jacjobs.shape import Box, Rectangle
 from jacjobs.store.commit import reason
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
+from jacjobs.store.parquet import MAGIC
 from jacjobs.store.place import Place
 from jacjobs.store.schema import part_name, part_rectangle, part_schema, record_indices
 from jacjobs.store.selection import Overlap, Wanted, boxes_of
-from jacjobs.store.writer import GROUP_DIGITS, GROUPS, MAGIC, PartRecord, footer_of, group_digest
+from jacjobs.store.writer import GROUP_DIGITS, GROUPS, PartRecord, footer_of, group_digest
 
 TASK_BYTES = 16 << 20
 """What a thread reads in one go."""
@@ -264,7 +265,7 @@ class Parts:
         column = table.column("values").combine_chunks()
         flat = column.flatten()  # minds a slice, .values does not
         counts = [box.entries for box in boxes]
-        if len(flat) != sum(counts) or group_digest(flat) != self.digest(file.metadata, group):
+        if len(flat) != sum(counts) or group_digest(flat.to_numpy()) != self.digest(file.metadata, group):
             where = self._place.at(part.name)
             raise StoreError(f"{where} has other entries in row group {group} than were written; {_MEND}")
         for box, values in zip(boxes, np.split(flat.to_numpy(), np.cumsum(counts)[:-1]), strict=True):

@@ -62,8 +62,11 @@ class Place(ABC):
         """The file as other readers get it: an Arrow file system, and the file's path in it."""
 
     @abstractmethod
-    def pending(self, name: str) -> PendingFile:
-        """A file to write, which appears under its name when it is committed."""
+    def pending(self, name: str, *, cached: bool = True) -> PendingFile:
+        """A file to write, which appears under its name when it is committed.
+
+        `cached=False`: it is large, and not soon read again.
+        """
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the file, completely or not at all."""
@@ -143,10 +146,10 @@ class LocalFolder(Place):
     def arrow(self, name: str) -> tuple[Any, str]:
         return fs.LocalFileSystem(), str(self.path / name)
 
-    def pending(self, name: str) -> PendingFile:
+    def pending(self, name: str, *, cached: bool = True) -> PendingFile:
         final = self.path / name
         final.parent.mkdir(exist_ok=True)
-        return LocalFile(final, self.path / SCRATCH)
+        return LocalFile(final, self.path / SCRATCH, cached=cached)
 
     def create(self, name: str, data: bytes) -> bool:
         try:
@@ -239,7 +242,7 @@ class ObjectStore(Place):
     def arrow(self, name: str) -> tuple[Any, str]:
         return self._filesystem, self._at(name)
 
-    def pending(self, name: str) -> PendingFile:
+    def pending(self, name: str, *, cached: bool = True) -> PendingFile:
         return UploadedFile(self._filesystem, self._at(name))
 
     def create(self, name: str, data: bytes) -> bool:

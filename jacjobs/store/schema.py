@@ -15,8 +15,6 @@ FORMAT = 1
 
 _NUMBER = "([0-9]{9,19})"
 _NAME = re.compile(rf"part-p{_NUMBER}-{_NUMBER}-r{_NUMBER}-{_NUMBER}-c{_NUMBER}-{_NUMBER}\.parquet")
-VALUES_PATH = "values.list.element"
-"""Parquet's name for the column of entries."""
 
 
 def part_name(part: Rectangle) -> str:
@@ -49,22 +47,6 @@ def part_schema(
         ],
         metadata={f"jacjobs.{key}": value for key, value in (metadata or {}).items()},
     )
-
-
-def part_records(box: Box, values: NDArray[np.generic], stripe: int | None, schema: pa.Schema) -> pa.Table:
-    """The records of a box, `values` of shape (points, lines, width), without a copy of the values.
-
-    A box of a striped dataset begins at the beginning of a stripe.
-    """
-    point, line, start, stop = (np.asarray(column) for column in record_indices(box, stripe))
-    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-    kind = schema.field("values").type
-    if stripe:
-        ends = np.concatenate([[0], np.cumsum(stop - start)])
-        lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, type=kind)
-    else:
-        lists = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-    return pa.table([pa.array(point), pa.array(line), pa.array(start), lists], schema=schema)
 
 
 def record_indices(box: Box, stripe: int | None) -> tuple[NDArray[np.int64], ...]:

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from jacjobs.errors import StoreError
 from jacjobs.store.commit import reading, reason
 from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
+from jacjobs.store.parquet import MAGIC
 from jacjobs.store.parts import Part, Parts, pages_of
 from jacjobs.store.schema import part_rectangle
 from jacjobs.store.selection import boxes_of
-from jacjobs.store.writer import FOOTER_END, MAGIC, describe, group_digest
+from jacjobs.store.writer import FOOTER_END, describe, group_digest
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile, nbytes: int) 
             return
         boxes = list(boxes_of(part.box, parts.stripe, first, last))
         entries = table.column("values").combine_chunks().flatten()
-        if group_digest(entries) != parts.digest(file.metadata, number):
+        if group_digest(entries.to_numpy()) != parts.digest(file.metadata, number):
             yield f"row group {number} has other entries than were written; remove it, then `jacjobs resume`"
         for column in parts.misplaced(table, boxes):
             yield f"row group {number} has other records than its place says ({column}); remove it"

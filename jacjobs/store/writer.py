@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
@@ -14,19 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from jacjobs.errors import StoreError
 from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import storing
+from jacjobs.store.parquet import MAGIC, ListFile, compressed_bytes
 from jacjobs.store.place import Place
-from jacjobs.store.schema import VALUES_PATH, part_name, part_records, part_schema
+from jacjobs.store.schema import part_name, part_schema, record_indices
 
-COMPRESSION: dict[Compression, dict[str, Any]] = {
-    "none": {"compression": "none"},
-    # Splitting floats into byte planes puts like beside like: signs and exponents then compress well.
-    "zstd": {"compression": "zstd", "compression_level": 1, "use_byte_stream_split": [VALUES_PATH]},
-    "lz4": {"compression": "lz4", "use_byte_stream_split": [VALUES_PATH]},
-}
 FOOTER_END = 8
 """A Parquet file ends with the length of its footer, in four bytes, and PAR1."""
-MAGIC = b"PAR1"
-PAGE_BYTES = 1 << 20
 READ_BYTES = 8 << 20
 
 
@@ -87,83 +78,56 @@ class PartWriter:
         self._bytes = part.entries * shape.item_bytes
         self._groups = ""
         with self._storing():
-            self._pending = place.pending(self._name)
+            self._pending = place.pending(self._name, cached=False)
             try:
-                self._writer = self._opened()
+                self._file = ListFile(self._pending, self._schema, form.compression)
             except BaseException:
                 self._pending.discard()
                 raise
 
-    def _opened(self) -> pq.ParquetWriter:
-        return pq.ParquetWriter(
-            self._pending,
-            self._schema,
-            use_dictionary=False,
-            write_statistics=[field.name for field in self._schema if field.name != "values"],
-            write_page_checksum=True,
-            data_page_size=PAGE_BYTES,
-            **COMPRESSION[self._form.compression],
-        )
-
     def add(self, box: Box, values: NDArray[np.generic]) -> None:
         """Append entries, shape (points, lines, width); boxes come in the order of their records."""
+        point, line, start, stop = record_indices(box, self._form.stripe)
+        lengths = stop - start
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        flat = np.ascontiguousarray(values).reshape(-1)
         with self._storing():
-            table = part_records(box, values, self._form.stripe, self._schema)
-            size = self._form.group_records
-            for start in range(0, table.num_rows, size):
-                self._groups += group_digest(table.slice(start, size).column("values").chunk(0).flatten())
-            self._writer.write_table(table, row_group_size=size)
+            for first in range(0, len(lengths), self._form.group_records):
+                group = slice(first, first + self._form.group_records)
+                entries = flat[ends[first] : ends[min(group.stop, len(lengths))]]
+                self._groups += group_digest(entries)
+                self._file.add((point[group], line[group], start[group]), lengths[group], entries)
 
     def commit(self) -> PartRecord:
         """Make the part visible under its final name, and say what it is."""
         with self._storing():
-            self._writer.add_key_value_metadata({GROUPS: self._groups})
-            self._writer.close()
+            footer = self._file.close({GROUPS: self._groups})
             record = PartRecord(
                 name=self._name,
                 bytes=self._pending.nbytes,
                 digest=self._pending.digest(),
-                footer=xxhash.xxh3_128_hexdigest(footer_of(self._pending, self._pending.nbytes) or b""),
+                footer=xxhash.xxh3_128_hexdigest(footer),
             )
             self._pending.commit()
         return record
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        try:
-            self._writer.close()
-        except (OSError, ValueError):
-            pass  # a full disk: there is nothing to keep
-        finally:
-            self._pending.discard()
+        self._pending.discard()
 
     def _storing(self) -> Any:
         return storing(self._place.at(self._name), self._bytes)
 
 
-def group_digest(entries: pa.Array) -> str:
+def group_digest(entries: NDArray[np.generic]) -> str:
     """XXH3, 64 bits, in hexadecimal digits, of the entries of a row group, as they lie in memory."""
-    return str(xxhash.xxh3_64_hexdigest(entries.to_numpy()))
+    raw: Any = entries  # any array is a buffer, but not to mypy
+    return str(xxhash.xxh3_64_hexdigest(raw))
 
 
 def compressible(entries: NDArray[np.generic]) -> float:
     """The part of their bytes that compression (zstd, as parts are written) saves; negative if it adds."""
-    sizes: list[int] = []
-    for compression in ("none", "zstd"):
-        sink = pa.BufferOutputStream()
-        values = pa.field("values", pa.list_(pa.field("element", pa.from_numpy_dtype(entries.dtype))))
-        flat = pa.array(np.ascontiguousarray(entries))
-        lists = pa.ListArray.from_arrays(pa.array([0, len(flat)], pa.int32()), flat, type=values.type)
-        pq.write_table(
-            pa.table([lists], schema=pa.schema([values])),
-            sink,
-            use_dictionary=False,
-            write_statistics=False,
-            **COMPRESSION[compression],
-        )
-        sizes.append(sink.getvalue().size)
-    plain, packed = sizes
-    return 1 - packed / plain
+    return 1 - compressed_bytes(entries, "zstd") / entries.nbytes
 
 
 def footer_of(file: Any, nbytes: int) -> bytes | None:

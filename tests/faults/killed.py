@@ -37,7 +37,7 @@ def submit(path: Path, address: str, workers: int | str = "auto") -> jacjobs.Run
 def write_straight_to_the_final_name() -> None:
     from jacjobs.store.commit import LocalFile, PendingFile
 
-    def open_final(self: LocalFile, final: Path, scratch: Path) -> None:
+    def open_final(self: LocalFile, final: Path, scratch: Path, *, cached: bool) -> None:
         self._final = self._path = final
         PendingFile.__init__(self, final.open("w+b"))
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import mmap
 import os
 import signal
 import subprocess
@@ -9,9 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jacjobs.errors import InputError
+from jacjobs.store import commit
+from jacjobs.store.commit import BUFFER_BYTES, DirectFile
 from jacjobs.store.lock import RunLock
 from jacjobs.store.place import LocalFolder
 
@@ -50,6 +57,113 @@ def torn_files(folder: Path, how: str, kills: int) -> int:
         contents = [path.read_text() for path in final.glob("*.txt")]
         torn += sum(len(text) != 200_000 or len(set(text)) != 1 for text in contents)
     return torn
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> LocalFolder:
+    place = LocalFolder(tmp_path / "run")
+    place.path.mkdir()
+    place.prepare()
+    return place
+
+
+def bytes_of(count: int) -> bytes:
+    return np.random.default_rng(count).bytes(count)
+
+
+SIZES = [0, 1, 4096, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 1, 3 * BUFFER_BYTES + 4097]
+
+
+def write_large(place: LocalFolder, data: bytes, *, cached: bool = False, step: int = 1_000_003) -> None:
+    pending = place.pending("a", cached=cached)
+    for start in range(0, len(data), step):
+        pending.write(memoryview(data)[start : start + step])
+    pending.commit()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_holds_what_was_written(place: LocalFolder, size: int, cached: bool) -> None:
+    data = bytes_of(size)
+    write_large(place, data, cached=cached)
+    assert place.read("a") == data
+    assert place.files() == {"a": size}
+
+
+def test_where_no_direct_writes_are_to_be_had(place: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that says so at once, and one that says so when it is written to."""
+    data = bytes_of(3 * BUFFER_BYTES + 5)
+    settings, write = fcntl.fcntl, os.write
+    direct: list[int] = []
+
+    def refused(descriptor: int, command: int, flags: int = 0) -> int:
+        if command == fcntl.F_SETFL and flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "refused")
+        return settings(descriptor, command, flags)
+
+    def fails(descriptor: int, data: bytes) -> int:
+        if settings(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            direct.append(len(data))
+            raise OSError(errno.EINVAL, "blocks of 64 KiB only")
+        return write(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.fcntl, "fcntl", refused)
+        write_large(place, data)
+    assert place.read("a") == data
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "write", fails)
+        write_large(place, data[:-1])
+    assert place.read("a") == data[:-1]
+    assert len(direct) <= 1
+
+
+def test_writes_that_are_cut_short_go_on(place: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    data = bytes_of(2 * BUFFER_BYTES + 11)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "write", lambda descriptor, data: write(descriptor, data[: 1 << 20]))
+        write_large(place, data)
+    assert place.read("a") == data
+
+
+def test_other_errors_are_the_callers(place: LocalFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    pending = place.pending("a", cached=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "write", full)
+        with pytest.raises(OSError, match="full"):
+            pending.write(bytes_of(BUFFER_BYTES))
+    pending.discard()
+    assert place.files() == place.files("_jacjobs/scratch") == {}
+
+
+def cached_share(path: Path) -> float:
+    """Of a file's pages, those in the system's cache (mincore)."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        pages = -(-len(mapped) // mmap.PAGESIZE)
+        there = (ctypes.c_ubyte * pages)()
+        view = ctypes.c_char.from_buffer(mapped)
+        libc = ctypes.CDLL(None, use_errno=True)
+        done = libc.mincore(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t(len(mapped)), there)
+        del view
+        assert done == 0
+    return sum(page & 1 for page in there) / pages
+
+
+def test_large_files_stay_out_of_the_cache(place: LocalFolder) -> None:
+    probe = DirectFile(place.path / "probe")
+    direct = probe._direct
+    probe.close()
+    if not direct:
+        pytest.skip("this file system has no direct writes")
+    data = bytes_of(3 * BUFFER_BYTES + 5)
+    write_large(place, data, cached=True)
+    assert cached_share(place.path / "a") > 0.9
+    write_large(place, data)
+    assert cached_share(place.path / "a") < 0.1
 
 
 def test_a_killed_writer_leaves_no_torn_file(tmp_path: Path) -> None:

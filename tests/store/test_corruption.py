@@ -27,7 +27,7 @@ import xxhash
 import jacjobs
 from jacjobs.errors import InputError, StoreError
 from jacjobs.shape import JacobianShape, Rectangle, segments_of
-from jacjobs.store import parts, writer
+from jacjobs.store import parquet, parts
 from jacjobs.store.folder import MANIFEST, PLAN
 from jacjobs.store.schema import part_name, part_rectangle
 from tests.store.datasets import Form, write_dataset
@@ -88,7 +88,7 @@ FORMS = {
 def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
     root = tmp_path_factory.mktemp("with a space")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "PAGE_BYTES", 256)
+        patch.setattr(parquet, "PAGE_BYTES", 256)
         made = [written(root, name) for name in FORMS]
     return [*made, submitted(root)]
 
@@ -467,7 +467,7 @@ def test_what_the_checksum_of_a_page_does_not_cover_is_noticed(complete: bool, b
     groups = pq.read_metadata(base.path / name)
     first, second = (groups.row_group(i).column(3) for i in (0, 1))
     encoding, exchanged = bytearray(base.files[name]), bytearray(base.files[name])
-    header = encoding.index(bytes([0x15, 0, 0x15, 6, 0x15, 6, 0x1C]), first.data_page_offset)
+    header = encoding.index(bytes([0x15, 0, 0x15, 6, 0x15, 6, 0]), first.data_page_offset)
     encoding[header + 1] = 0x12  # Thrift's form of 9
     a, b = (slice(c.data_page_offset, c.data_page_offset + c.total_compressed_size) for c in (first, second))
     if a.stop - a.start == b.stop - b.start:
