@@ -65,3 +65,12 @@ def test_reading_a_dataset_needs_no_torch_and_no_ray() -> None:
         "sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_coordinator_and_an_assembler_start_without_torch() -> None:
+    """It takes them 300 MiB and more than a second: docs/decisions/0027."""
+    code = (
+        "import sys, jacjobs.run.cluster.watched, jacjobs.run.cluster.actors\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -114,6 +114,11 @@ class ClusterOptions(_Options):
         return float(there) if self.gpus_per_worker == "auto" else self.gpus_per_worker
 
 
+def workers_on(gpus: float, each: float) -> int:
+    """How many workers so many GPUs serve. A part of a GPU is of one."""
+    return int(gpus) * int(1 / each) if each < 1 else int(gpus / each)
+
+
 # -- when ----------------------------------------------------------------------------------------------------
 
 ALIASES = {

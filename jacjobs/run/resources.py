@@ -13,7 +13,7 @@ from jacjobs.cost import parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.devices import Device, cpu, named, reported
-from jacjobs.planning.options import ClusterOptions
+from jacjobs.planning.options import ClusterOptions, workers_on
 from jacjobs.store.place import LocalFolder, place_of
 
 GPU_SHARE = 0.9
@@ -64,11 +64,6 @@ def check_budget(resources: Resources) -> None:
 def uses_gpu(cluster: ClusterOptions) -> bool:
     """The inline executor computes where the problem's tensors are."""
     return torch.cuda.is_available() and cluster.gpus_per_worker != 0 and cluster.address != "inline"
-
-
-def workers_on(gpus: float, each: float) -> int:
-    """How many workers so many GPUs serve. A part of a GPU is of one."""
-    return int(gpus) * int(1 / each) if each < 1 else int(gpus / each)
 
 
 def _sharing(cluster: ClusterOptions) -> int:

@@ -11,10 +11,9 @@ import psutil
 import ray
 
 from jacjobs.errors import InputError, WorkersError
-from jacjobs.planning.options import ClusterOptions
+from jacjobs.planning.options import ClusterOptions, workers_on
 from jacjobs.run.address import check_address, unreachable
 from jacjobs.run.cluster.causes import cause_of
-from jacjobs.run.resources import workers_on
 from jacjobs.run.roster import IN_FLIGHT
 
 SMALLEST_STORE_BYTES = 128 << 20
@@ -38,6 +37,7 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
         return
     try:
         if options.address == "local":
+            # It needs torch, which a coordinator, for whom this module is loaded too, has no use for.
             from jacjobs.run.resources import local_workers
 
             workers = local_workers(options)
