@@ -324,12 +324,13 @@ def _begin(job: Job, folder: RunFolder, record: RunRecord | None) -> Run:
                 if draft is None:
                     engaged.engage(placement.workers)
                     draft = _sound_draft(job)
+                payload = payload.knowing(job.problem)
                 if job.cluster.address != LOCAL:  # what the workers have is not what this process has
                     resources = engaged.resources(job.compute.memory, job.output.path)
                     check_budget(resources)
                     draft = replace(draft, resources=resources)
                 engaged.engage(draft.predicted.tiling.blocks)  # they start while one of them times chunks
-                record = _created(job, folder, draft, engaged.tune)
+                record = _created(job, folder, draft, functools.partial(engaged.tune, payload.trace))
             elif folder.manifest() is None:
                 engaged.engage(Plan.model_validate(record.plan).tiling.blocks)
             running = RayRun(record, folder.uri, payload, placement, engaged.workers)

@@ -143,14 +143,14 @@ class Problem:
         A function that reads values (`.item()`, control flow) cannot run on fakes: it runs once for real,
         on one point.
         """
-        outputs = self._traced.outputs
-        dtype = functools.reduce(torch.promote_types, [o.dtype for _, o in outputs] + self._wanted_dtypes())
+        outputs = self.trace.outputs
+        dtype = functools.reduce(torch.promote_types, [o.dtype for o in outputs] + self._wanted_dtypes())
         return JacobianShape(
             points=self.points,
-            rows=sum(o.numel() for _, o in outputs),
+            rows=sum(o.shape.numel() for o in outputs),
             columns=sum(size for size in self.input_sizes),
             dtype=_storage_dtype(dtype),
-            outputs=segments_of([(name, tuple(o.shape)) for name, o in outputs]),
+            outputs=segments_of([(o.name, tuple(o.shape)) for o in outputs]),
             inputs=segments_of(
                 [
                     (name, tuple(self._point_shape(index)))
@@ -173,22 +173,22 @@ class Problem:
     @property
     def output_spec(self) -> pytree.TreeSpec:
         """The structure that `fn` returns; its leaves are the segments `shape.outputs`, in order."""
-        return self._traced.spec
+        return self.trace.spec
 
     @property
     def output_dtypes(self) -> list[torch.dtype]:
         """The dtype of each output leaf."""
-        return [output.dtype for _, output in self._traced.outputs]
+        return [output.dtype for output in self.trace.outputs]
 
     @property
     def precision(self) -> torch.dtype:
         """The coarsest floating-point dtype that `fn` computes in, its arguments and outputs included."""
-        return self._traced.precision
+        return self.trace.precision
 
     @property
     def differentiates(self) -> bool:
         """Does `fn` call autograd itself, as a gradient does whose Jacobian is a Hessian?"""
-        return self._traced.differentiates
+        return self.trace.differentiates
 
     @property
     def randomness(self) -> Literal["error", "same"]:
@@ -290,8 +290,9 @@ class Problem:
 
         moved = self.with_leaves([move(leaf) for leaf in self.leaves])
         moved.kept = {}
-        moved.__dict__.pop("shape", None)
-        moved.__dict__.pop("_traced", None)
+        if dtype is not None:
+            moved.__dict__.pop("shape", None)
+            moved.__dict__.pop("trace", None)
         return moved
 
     def seeded(self, seed: int) -> Problem:
@@ -310,15 +311,13 @@ class Problem:
 
     def __getstate__(self) -> dict[str, Any]:
         # A view pickles its whole storage, and a result of autograd does not pickle at all.
-        state = {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves], "kept": {}}
-        state.pop("_traced", None)  # tensors, perhaps fake ones
-        return state
+        return {**self.__dict__, "leaves": [_compact(leaf) for leaf in self.leaves], "kept": {}}
 
     # -- looking at fn once --------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _traced(self) -> _Trace:
-        """What one call shows, its outputs checked to have a Jacobian."""
+    def trace(self) -> Trace:
+        """What one call shows, its outputs checked to have a Jacobian. Whoever knows it may set it."""
         try:
             with FakeTensorMode(allow_non_fake_inputs=True) as fake:
                 return self._run_once([self._as_fake(leaf, fake) for leaf in self.leaves])
@@ -336,7 +335,7 @@ class Problem:
     def _as_fake(self, leaf: Any, fake: FakeTensorMode) -> Any:
         return fake.from_tensor(leaf.detach()) if isinstance(leaf, Tensor) else leaf
 
-    def _run_once(self, leaves: Sequence[Any]) -> _Trace:
+    def _run_once(self, leaves: Sequence[Any]) -> Trace:
         # Two samples tell a leading axis from an output that merely has size 1.
         samples = 2
         point = []
@@ -363,8 +362,8 @@ class Problem:
         if sum(output.numel() for _, output in named) == 0:
             raise InputError.about("fn's output", got="no elements (m = 0)", expected="at least one")
         seen = {*watch.seen, *self._wanted_dtypes(), *(output.dtype for _, output in named)}
-        return _Trace(
-            outputs=[(name, output.detach()) for name, output in named],
+        return Trace(
+            outputs=[Output(name, output.shape, output.dtype) for name, output in named],
             spec=pytree.tree_structure(result),
             precision=coarsest(seen),
             differentiates=gradients.seen,
@@ -397,12 +396,18 @@ class Problem:
             )
 
 
-class _Trace(NamedTuple):
-    """Name and (perhaps fake) tensor of each output leaf at one point; their structure; the properties of the
-    problem that have these names.
-    """
+class Output(NamedTuple):
+    """An output leaf at one point."""
 
-    outputs: list[tuple[str, Tensor]]
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class Trace(NamedTuple):
+    """The output leaves and their structure; the properties of the problem that have the other names."""
+
+    outputs: list[Output]
     spec: pytree.TreeSpec
     precision: torch.dtype
     differentiates: bool

@@ -51,7 +51,7 @@ def test_who_timed_chunks_computes(tmp_path: Path) -> None:
         engaged.engage(5)
         assert len(engaged.workers) == 1, "as many as the run may have"
         chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources)
-        timings = engaged.tune(chooser, 1.0)
+        timings = engaged.tune(b"", chooser, 1.0)
         record = api._created(job, RunFolder(tmp_path / "run"), draft, lambda *_: timings)
         run = RayRun(record, str(tmp_path / "run"), payload, placement, engaged.workers)
     assert timings
@@ -60,6 +60,23 @@ def test_who_timed_chunks_computes(tmp_path: Path) -> None:
     assert {file.name for file in folder.iterdir()} - {str(os.getpid())} == timed_by
     assert len(timed_by) == 1
     wait_for(lambda: not actors("WorkerActor"))
+
+
+def test_a_worker_does_not_look_at_the_problem_again(tmp_path: Path) -> None:
+    """It calls the function once, for the only chunk of the only block."""
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def fn(x: Tensor) -> Tensor:
+        if os.getpid() != here:
+            with calls.open("a") as file:
+                file.write("a")
+        return x.sin()
+
+    here = os.getpid()
+    options = {"strategy": "vjp/vmap", "chunk": 6, "check": "off", "workers": 1}
+    jacjobs.submit(Problem(fn, (randn(6),)), tmp_path / "run", **options).result()
+    assert calls.read_text() == "a"
 
 
 def test_a_plan_without_work_for_all_sends_the_others_home(tmp_path: Path) -> None:
@@ -104,7 +121,7 @@ def test_one_that_dies_while_it_times_chunks_is_not_handed_on(tmp_path: Path) ->
     engaged.engage(2)
     first, second = engaged.workers
     chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources)
-    assert engaged.tune(chooser, 1.0) == []
+    assert engaged.tune(b"", chooser, 1.0) == []
     assert engaged.workers == [second]
     assert ray.get(second.ping.remote(), timeout=60) is None
     engaged.dismiss()

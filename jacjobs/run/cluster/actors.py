@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,10 +43,15 @@ that is kept make products on a CPU up to three times as fast: docs/decisions/00
 
 @dataclass(frozen=True)
 class Payload:
-    """A problem on its way to workers, with the folders in which this process finds its modules."""
+    """A problem on its way to workers, with the folders in which this process finds its modules.
+
+    trace:  of the problem, pickled, where it became known later. Without it a worker looks at the problem for
+            itself, and loads what torch needs to run functions on fakes: a second.
+    """
 
     problem: bytes
     search_path: tuple[str, ...]
+    trace: bytes = b""
 
     @classmethod
     def pack(cls, problem: Problem, modules: Sequence[ModuleType] = ()) -> Payload:
@@ -54,6 +59,10 @@ class Payload:
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
         return cls(cloudpickle.dumps(problem), tuple(os.path.realpath(folder) for folder in sys.path))
+
+    def knowing(self, problem: Problem) -> Payload:
+        """The same, of the problem that was looked at meanwhile."""
+        return replace(self, trace=cloudpickle.dumps(problem.trace))
 
     def unpack(self) -> Problem:
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
@@ -74,24 +83,33 @@ class WorkerActor:
 
         return resources_here(cluster, memory, path, workers)
 
-    def tune(self, threads: int, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+    def tune(self, threads: int, chooser: Chooser, limit_seconds: float, trace: bytes) -> list[Timing]:
         import torch
 
         from jacjobs.run.tuner import Tuner
 
+        self._know(trace)
         # A GPU that torch cannot use here is none: then the plan is made for the host.
         on = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         return Tuner(self._problem, threads, on).tune(chooser, limit_seconds)
 
-    def begin(self, plan: str) -> tuple[str, str]:
-        """Be ready for blocks. Returns its node, and the GPUs that it has."""
+    def begin(self, plan: str, trace: bytes) -> tuple[str, str]:
+        """Be ready for blocks. Returns its node, and the GPUs that it has.
+
+        trace: what became known of the problem since it was sent; empty, if nothing did.
+        """
         from jacjobs.run.worker import Worker
 
+        self._know(trace)
         made = Plan.model_validate_json(plan)
         on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
         self._worker = Worker(self._problem, made, on)
         del self._problem  # on a GPU, the worker has a copy there
         return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
+
+    def _know(self, trace: bytes) -> None:
+        if trace:
+            self._problem.trace = cloudpickle.loads(trace)
 
     def ping(self) -> None:
         return None

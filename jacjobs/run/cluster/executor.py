@@ -74,7 +74,7 @@ class RayExecutor:
         engaged: Sequence[Any] = (),
     ) -> None:
         """engaged: workers that are there already, to be taken before any is started."""
-        self._payload = ray.put(payload)
+        self._payload, self._trace = ray.put(payload), payload.trace
         self._plan = plan.model_dump_json()
         self._path = path
         self._metadata = metadata
@@ -112,7 +112,8 @@ class RayExecutor:
                         else start_worker(self._payload, self._threads, gpus)
                     )
                     name = self._named("worker", actor)
-                    self._calls[self._actors[name].begin.remote(self._plan)] = Call("worker-ready", name)
+                    begun = self._actors[name].begin.remote(self._plan, self._trace)
+                    self._calls[begun] = Call("worker-ready", name)
                 case StartAssembler():
                     actor = ray.remote(AssemblerActor).options(
                         num_cpus=0,

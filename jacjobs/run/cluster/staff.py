@@ -42,10 +42,12 @@ class Staff:
         resources: Resources = self._ask("resources", self._cluster, memory, path, self._most)
         return resources
 
-    def tune(self, chooser: Chooser, limit_seconds: float) -> list[Timing]:
+    def tune(self, trace: bytes, chooser: Chooser, limit_seconds: float) -> list[Timing]:
         """Nothing, where that fails: the plan as it is predicted has to do, and its workers will say why."""
         try:
-            timings: list[Timing] = self._ask("tune", self._cluster.cpus_per_worker, chooser, limit_seconds)
+            timings: list[Timing] = self._ask(
+                "tune", self._cluster.cpus_per_worker, chooser, limit_seconds, trace
+            )
         except WorkersError:
             return []
         return timings
