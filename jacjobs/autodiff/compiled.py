@@ -26,7 +26,7 @@ from torch import Tensor
 from jacjobs.autodiff.forward import JvpVmap
 from jacjobs.autodiff.graph import of_wanted
 from jacjobs.autodiff.reverse import VjpVmap
-from jacjobs.autodiff.seeds import SeedMaker, make
+from jacjobs.autodiff.seeds import AllOneHot, OneHot, SeedMaker, make
 from jacjobs.autodiff.strategy import (
     Chunk,
     Strategy,
@@ -41,8 +41,9 @@ from jacjobs.autodiff.words import explain, is_out_of_memory, tolerance
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
-Products = Callable[[Sequence[Any], list[Tensor], bool], list[Tensor]]
-"""Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …)."""
+Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
+"""Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …). Without
+seeds they are all one-hot ones: code that knows is spared some of the work (`passes.py`)."""
 
 
 @dataclass
@@ -52,13 +53,13 @@ class Code:
     products:  a chunk as it is written, to be compiled.
     reason:    why that is of no use; None while it is.
     told:      whether somebody was told the reason.
-    sizes:     compiled for chunks of so many points and products, and compared.
+    sizes:     compiled for chunks of so many points and products, with seeds or without, and compared.
     """
 
     products: Products
     reason: str | None = None
     told: bool = False
-    sizes: dict[tuple[int, int], Products] = field(default_factory=dict)
+    sizes: dict[tuple[int, int, bool], Products] = field(default_factory=dict)
 
 
 class Compiled(Strategy):
@@ -134,8 +135,10 @@ class Compiled(Strategy):
         )
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         first, last = products_of(self, part)
-        drawn = make(seeds, first, last, self._like(problem, leaves, several))
-        size = part.points, last - first
+        drawn = None
+        if not isinstance(seeds, OneHot) or last - first < seeds.size:
+            drawn = make(seeds, first, last, self._like(problem, leaves, several))
+        size = part.points, last - first, drawn is not None
         compiled = code.sizes.get(size) or _compile(code.products)
         try:
             with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
@@ -145,7 +148,7 @@ class Compiled(Strategy):
                 raise
             code.reason = explain(error)
             return None
-        made = [leaf.reshape(*size, -1) for leaf in made]
+        made = [leaf.reshape(*size[:2], -1) for leaf in made]
         if size not in code.sizes:
             code.sizes[size] = compiled
             code.reason = self._difference(problem, made, part, seeds)
@@ -167,6 +170,24 @@ class Compiled(Strategy):
                 if not bool(error <= tolerance(problem.precision) * scale):
                     return f"compiled, its products differ from those of {self.eager.name}"
         return None
+
+    def _at_points(
+        self, problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]], list[Tensor]]
+    ) -> Products:
+        in_dims = tuple(0 if carried else None for carried in problem.carried)
+        count = count_products(self, problem.shape)
+
+        def products(leaves: Sequence[Any], seeds: list[Tensor] | None, several: bool) -> list[Tensor]:
+            if seeds is None:
+                seeds = make(AllOneHot(count), 0, count, self._like(problem, leaves, several))
+            if not several:
+                return at_point(leaves, seeds)
+            made: list[Tensor] = torch.func.vmap(lambda *point: at_point(point, seeds), in_dims=in_dims)(
+                *leaves
+            )
+            return made
+
+        return products
 
     @abstractmethod
     def _like(self, problem: Problem, leaves: Sequence[Any], several: bool) -> list[Tensor]:
@@ -194,7 +215,7 @@ class VjpCompiled(Compiled):
             pull_back = torch.func.vjp(outputs, *inputs)[1]
             return list(torch.func.vmap(pull_back)(seeds))
 
-        return _at_points(problem, at_point)
+        return self._at_points(problem, at_point)
 
 
 class JvpCompiled(Compiled):
@@ -216,19 +237,7 @@ class JvpCompiled(Compiled):
 
             return list(torch.func.vmap(column)(*seeds))
 
-        return _at_points(problem, at_point)
-
-
-def _at_points(problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]], list[Tensor]]) -> Products:
-    in_dims = tuple(0 if carried else None for carried in problem.carried)
-
-    def products(leaves: Sequence[Any], seeds: list[Tensor], several: bool) -> list[Tensor]:
-        if not several:
-            return at_point(leaves, seeds)
-        made: list[Tensor] = torch.func.vmap(lambda *point: at_point(point, seeds), in_dims=in_dims)(*leaves)
-        return made
-
-    return products
+        return self._at_points(problem, at_point)
 
 
 @contextmanager
@@ -245,10 +254,10 @@ def _hooks_as_they_were() -> Iterator[None]:
 
 def _compile(products: Products) -> Products:
     """Under a code object of its own: torch keeps no more than eight variants of one."""
-    from jacjobs.autodiff.matmul import FasterProducts  # torch's compiler takes a second to import
+    from jacjobs.autodiff.passes import ChunkPass  # torch's compiler takes a second to import
 
     code = products.__code__.replace()
     own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
-    options: dict[str, Any] = {"post_grad_custom_post_pass": FasterProducts()}
+    options: dict[str, Any] = {"post_grad_custom_post_pass": ChunkPass()}
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled

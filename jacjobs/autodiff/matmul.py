@@ -10,15 +10,17 @@ The choice follows from shapes, strides and dtypes alone, so that each process m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 LEAST_FLOPS = 4_000_000
 """A smaller product is left to `torch.mm`: what surrounds it takes longer than it does."""
 
-_library = torch.library.Library("jacjobs", "DEF")
+_library = torch.library.Library("jacjobs", "FRAGMENT")
 _library.define("mm(Tensor a, Tensor b) -> Tensor")
+_library.define("mv(Tensor a, Tensor x) -> Tensor")
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
@@ -49,33 +51,55 @@ def _is_transposed(a: Tensor, b: Tensor) -> bool:
     return a.shape[0] > b.shape[1]
 
 
+def _mv(a: Tensor, x: Tensor) -> Tensor:
+    """Of float32, row by row."""
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(x[None], a, None, "none", [], "")
+    return made[0]
+
+
 _library.impl("mm", _mm, "CPU")
+_library.impl("mv", _mv, "CPU")
+_library.impl("mv", lambda a, x: x.new_empty(a.shape[0]), "Meta")
 _library.impl("mm", _of_shape, "Meta")
 
 
-class FasterProducts(CustomGraphPass):
-    """Replaces matrix products in a graph that is being compiled: an option of `torch.compile`."""
+def use_faster(graph: fx.Graph) -> None:
+    """Replace matrix products in a graph that is being compiled."""
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        if not node.kwargs:
+            bias, *factors = node.args
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mm.default, tuple(factors))
+                total = graph.call_function(aten.add.Tensor, (product, bias))
+            product.meta["val"] = total.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(total)
+            graph.erase_node(node)
+    for node in graph.find_nodes(op="call_function", target=aten.mm.default):
+        a, b = (factor.meta["val"] for factor in node.args)
+        if _is_faster(a, b):
+            node.target = torch.ops.jacjobs.mm.default
+            node.meta["val"] = node.target(a, b)
+    for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
+        if (factors := _of_vector(node)) is not None:
+            node.target, node.args = torch.ops.jacjobs.mv.default, factors
 
-    def __call__(self, graph: fx.Graph) -> None:
-        aten = torch.ops.aten
-        for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
-            if not node.kwargs:
-                bias, *factors = node.args
-                with graph.inserting_before(node):
-                    product = graph.call_function(aten.mm.default, tuple(factors))
-                    total = graph.call_function(aten.add.Tensor, (product, bias))
-                product.meta["val"] = total.meta["val"] = node.meta["val"]
-                node.replace_all_uses_with(total)
-                graph.erase_node(node)
-        for node in graph.find_nodes(op="call_function", target=aten.mm.default):
-            a, b = (factor.meta["val"] for factor in node.args)
-            if _is_faster(a, b):
-                node.target = torch.ops.jacjobs.mm.default
-                node.meta["val"] = node.target(a, b)
 
-    def uuid(self) -> bytes:
-        """What torch's cache of compiled code tells this from other versions of itself by."""
-        return get_hash_for_files((__file__,))
+def _of_vector(node: Any) -> tuple[fx.Node, fx.Node] | None:
+    """W and x of a sum over W · x, as which torch's compiler writes W @ x to make code of its own for it."""
+    product = node.args[0]
+    if node.kwargs or list(node.args[1]) not in ([1], [-1]) or len(node.args) > 2:
+        return None
+    if product.target is not torch.ops.aten.mul.Tensor or len(product.users) > 1:
+        return None
+    factors = product.args
+    if not all(isinstance(factor, fx.Node) for factor in factors):
+        return None
+    for W, x in (factors, factors[::-1]):
+        w, v = W.meta["val"], x.meta["val"]
+        if w.ndim == 2 and v.ndim == 1 and w.is_contiguous() and v.is_contiguous():
+            return (W, x) if w.dtype == v.dtype == torch.float32 and _is_faster(w, v[:, None]) else None
+    return None
 
 
 def _is_faster(a: Tensor, b: Tensor) -> bool:
