@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from jacjobs.run.handle import Run
     from jacjobs.store.reader import JacobianDataset
     from jacjobs.store.reader import open_run as open
+
+# Tensors of 2 MiB and more lie in huge pages: making a large J takes a third of the time on a CPU
+# (docs/decisions/0030). torch reads this once, when it first allocates; what the user has set stays.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 __all__ = [
     "JacjobsError",

@@ -5,6 +5,7 @@ scheduling | remote → cli.
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,14 @@ def test_a_coordinator_and_an_assembler_start_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("told", [None, "0"])
+def test_torch_is_told_of_huge_pages_unless_the_user_has_told_it_something(told: str | None) -> None:
+    name = "THP_MEM_ALLOC_ENABLE"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    if told is not None:
+        environment[name] = told
+    code = f"import os, jacjobs; print(os.environ[{name!r}])"
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert said.stdout.decode().strip() == (told or "1")

@@ -1,5 +1,8 @@
 """What a job takes against the larger of its computing alone and its writing alone, both by jacjobs' own code
 with all cores; at sizes at which its start, some seconds, is a small part.
+
+A local disk may take more than two cores can compute and write, so what is bound by writing is measured once
+more on a disk that is slowed down to what a volume of a cloud takes.
 """
 
 from __future__ import annotations
@@ -8,16 +11,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
 
-from benchmarks.speed.end_to_end import CASES, THREADS, hessian, submit, tangents, warm_cluster
+from benchmarks.speed.end_to_end import THREADS, hessian, submit, tangents, warm_cluster
 from benchmarks.speed.pairs import seconds_of
 from jacjobs import Problem
 from jacjobs.planning.planner import Plan
@@ -27,16 +31,52 @@ from jacjobs.run.messages import BlockId
 from jacjobs.run.worker import Worker
 from jacjobs.store.folder import RunFolder, RunRecord
 
-GIB = {hessian: 3.0, tangents: 24.0}
+SLOW_MB = 300
+"""Megabytes a second, of a slow disk."""
+BLKIO = Path("/sys/fs/cgroup/blkio")
+"""Where Linux says what processes may write (control groups, version 1)."""
 QUICK = 16
 SAMPLES = 24
 """Blocks of which the time of computing all is made up."""
 
 
+class Case(NamedTuple):
+    make: Callable[[float], Problem]
+    gib: float
+    disk: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@contextmanager
+def slow_disk() -> Iterator[None]:
+    """This process, and what it starts meanwhile, write to the disk of the results no faster."""
+    group = BLKIO / "jacjobs-bench"
+    group.mkdir()
+    try:
+        device = Path(os.environ.get("JACJOBS_BENCH_DIR", tempfile.gettempdir())).stat().st_dev
+        limit = f"{os.major(device)}:{os.minor(device)} {SLOW_MB * 10**6}"
+        (group / "blkio.throttle.write_bps_device").write_text(limit)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        for process in (group / "cgroup.procs").read_text().split():
+            (BLKIO / "cgroup.procs").write_text(process)
+        group.rmdir()
+
+
+CASES = {
+    "Hessian of a loss, computing dominates": Case(hessian, 3.0),
+    "tangent features, writing dominates": Case(tangents, 24.0),
+    f"tangent features, on a disk of {SLOW_MB} MB/s": Case(tangents, 24.0, slow_disk),
+}
+
+
 def measure(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     torch.set_num_threads(THREADS)
-    for name, make in CASES.items():
-        yield {"job": name, **_row(make(GIB[make] / (QUICK if quick else 1)))}
+    for name, case in CASES.items():
+        if case.disk is slow_disk and not os.access(BLKIO / "cgroup.procs", os.W_OK):
+            continue
+        with case.disk():
+            yield {"job": name, **_row(case.make(case.gib / (QUICK if quick else 1)))}
 
 
 def _row(problem: Problem) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def write_identities_out(graph: fx.Graph) -> None:
 
 
 def _diagonal(graph: fx.Graph, node: Any) -> Any:
-    """The diagonal of a matrix that is known to have no other entries, from what the matrix is made of: (n,) or
-    a number. None for any other matrix.
+    """The diagonal of a matrix that is known to have no other entries, from what makes it: (n,),
+    or a number. None for any other matrix.
     """
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None

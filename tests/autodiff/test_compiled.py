@@ -54,7 +54,7 @@ def test_real_code_makes_what_jacrev_makes(strategy: str) -> None:
     torch.testing.assert_close(whole(problem, strategy, 5)[0], jacrev(fn)(problem.leaves[0]))
     code = COMPILED[strategy].code(problem)
     assert code.reason is None
-    assert list(code.sizes) == [(1, 5)]
+    assert list(code.sizes) == [(1, 5, True)]
     other = problem.with_leaves([randn(7, seed=9)])
     torch.testing.assert_close(whole(other, strategy, 5)[0], jacrev(fn)(other.leaves[0]))
     assert COMPILED[strategy].code(other) is code, "compiled once for all values"

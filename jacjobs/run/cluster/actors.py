@@ -180,7 +180,7 @@ def _node() -> str:
 
 def start_worker(payload: ObjectRef[Payload], cpus: int, gpus: float) -> ActorHandle:
     """One more worker, on the node that has the most room. What the user has set of the environment stays."""
-    environment = {key: value for key, value in ENVIRONMENT.items() if key not in os.environ}
+    environment = {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
     actor = ray.remote(WorkerActor).options(
         num_cpus=cpus,
         num_gpus=gpus,
