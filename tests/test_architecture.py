@@ -1,5 +1,5 @@
-"""Imports point one way: errors → shape → problem → autodiff | planning | store → run | jobspec → api |
-scheduling | remote → cli.
+"""Imports point one way: errors → shape → problem → autodiff | structure | planning | store → run | jobspec →
+api | scheduling | remote → cli.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "problem": {"errors", "shape", "functions"},
     "fingerprint": {"errors", "shape", "problem"},
     "autodiff": {"errors", "shape", "cost", "functions", "problem"},
+    "structure": {"errors", "shape", "problem"},
     "planning": {"errors", "shape", "cost", "problem"},
     "store": {"errors", "shape"},
     "run": {"errors", "shape", "cost", "problem", "autodiff", "planning", "store"},

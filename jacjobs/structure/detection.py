@@ -1,0 +1,184 @@
+"""Detects which entries of a Jacobian can be other than zero, from the operators that a function consists of.
+
+The function is traced to a graph of ATen operators at one point, and each node of the graph is given a
+pattern: which inputs each of its elements depends on (`pattern.py`), by a rule for its operator (`rules.py`).
+The pattern is a superset of what is other than zero at *any* point, with one exception, which is noticed: the
+graph is that of one point. A function that branches on values cannot be traced; where indices depend on the
+inputs, all elements that they might mean count.
+
+Sources: A. Griewank and A. Walther, "Evaluating Derivatives" (SIAM, 2008), chapter 7 (propagation of index
+domains); A. Hill and G. Dalle, "Sparser, Better, Faster, Stronger: Sparsity Detection for Efficient Automatic
+Differentiation" (2025), for its use in machine learning.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from jacjobs.structure.pattern import Pattern, TooDenseError
+from jacjobs.structure.rules import CONSTANTS, Call, Seen, pattern_of
+from jacjobs.structure.rules.call import dense
+
+MOST_ENTRIES = 100_000_000
+"""Of a pattern, at any node: 500 MB."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """pattern: (m, n), boolean; None where J counts as dense, with the reason."""
+
+    pattern: csr_array | None
+    reason: str | None = None
+
+
+def detect(
+    fn: Callable[..., Any], leaves: Sequence[Tensor], wanted: Sequence[int], most: int = MOST_ENTRIES
+) -> Detected:
+    """The pattern of the Jacobian of `fn(*leaves)`: its outputs' elements, end to end, with respect to those
+    of the leaves `wanted`, end to end. `most`: entries that it may have.
+    """
+    try:
+        graph = trace(fn, leaves)
+    except Exception as error:
+        return Detected(None, f"it cannot be traced: {_first_line(error)}")
+    try:
+        return Detected(walk(graph, leaves, wanted, most).matrix)
+    except TooDenseError as error:
+        return Detected(None, f"its pattern is too dense: {error}")
+
+
+def trace(fn: Callable[..., Any], leaves: Sequence[Tensor]) -> fx.GraphModule:
+    """ATen operators, none of which changes its operands."""
+
+    def flat(*args: Any) -> list[Tensor]:
+        return [leaf for leaf in pytree.tree_leaves(fn(*args)) if isinstance(leaf, Tensor)]
+
+    with torch.no_grad():
+        pure = torch.func.functionalize(flat, remove="mutations")
+        return make_fx(pure, tracing_mode="real")(*[leaf.detach() for leaf in leaves])
+
+
+def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int], most: int) -> Pattern:
+    """The pattern of all outputs. Raises TooDenseError."""
+    n = sum(leaves[index].numel() for index in wanted)
+    arguments: list[Any] = [leaf.detach() for leaf in leaves]
+    start = 0
+    for index in wanted:
+        leaf = leaves[index]
+        part = Pattern.inputs(start, leaf.numel(), n, most)
+        arguments[index] = Seen(tuple(leaf.shape), leaf.dtype, part)
+        start += leaf.numel()
+    made: dict[fx.Node, Any] = {}
+    users = {node: len(node.users) for node in graph.graph.nodes}
+    given = iter(arguments)
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            made[node] = next(given)
+        elif node.op == "get_attr":
+            made[node] = _attribute(graph, node.target)
+        elif node.op == "output":
+            return _end_to_end([made[out] for out in node.args[0]], n, most)
+        else:
+            made[node] = _result(node, made)
+        for operand in node.all_input_nodes:  # what nobody needs any more is let go
+            users[operand] -= 1
+            if not users[operand]:
+                del made[operand]
+    raise AssertionError("a graph without an output")
+
+
+def _result(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
+    args, kwargs = pytree.tree_map(
+        lambda leaf: made[leaf] if isinstance(leaf, fx.Node) else leaf, (node.args, node.kwargs)
+    )
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Seen)]
+    if not tensors:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.target.overloadpacket in CONSTANTS:  # type: ignore[union-attr]
+        return node.target(*_without_values(args), **kwargs)  # type: ignore[operator]
+    value = node.meta["val"] if "val" in node.meta else _like_result(node.target, args, kwargs)
+    results = list(value) if isinstance(value, tuple | list) else [value]
+    if not any(isinstance(result, Tensor) for result in results):
+        return None
+    patterns: list[Pattern | None] = [None] * len(results)
+    if any(seen.pattern is not None for seen in tensors) and node.target is not torch.ops.aten.detach.default:
+        call = Call(node.target, args, kwargs, tuple(results[0].shape))
+        patterns = _patterns(call, results)
+    seen = [
+        Seen(
+            tuple(result.shape),
+            result.dtype,
+            pattern if result.is_floating_point() or result.is_complex() else None,
+        )
+        if isinstance(result, Tensor)
+        else result
+        for result, pattern in zip(results, patterns, strict=True)
+    ]
+    return seen if isinstance(value, tuple | list) else seen[0]
+
+
+def _without_values(args: Any) -> Any:
+    return pytree.tree_map(
+        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Seen) else leaf, args
+    )
+
+
+def _like_result(target: Any, args: Any, kwargs: Any) -> Any:
+    """Tensors as the results are, without values."""
+
+    def bare(leaf: Any) -> Any:
+        if isinstance(leaf, Seen | Tensor):
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+        return leaf
+
+    return target(*pytree.tree_map(bare, args), **pytree.tree_map(bare, kwargs))
+
+
+def _patterns(call: Call, results: Sequence[Any]) -> list[Pattern | None]:
+    """Of all results. Where a rule speaks of the first alone, the others are dense."""
+    found = pattern_of(call)
+    if isinstance(found, list):
+        return list(found)
+    patterns: list[Pattern | None] = [found]
+    for result in results[1:]:
+        if not isinstance(result, Tensor) or not (result.is_floating_point() or result.is_complex()):
+            patterns.append(None)
+        else:
+            patterns.append(dense(call._replace(shape=tuple(result.shape))))
+    return patterns
+
+
+def _end_to_end(outputs: Sequence[Any], n: int, most: int) -> Pattern:
+    whole: Pattern | None = None
+    for output in outputs:
+        if isinstance(output, Seen) and output.pattern is not None:
+            part = output.pattern
+        else:
+            shape = output.shape
+            size = int(torch.Size(shape).numel())
+            part = Pattern(csr_array((size, n), dtype=bool), most)
+        whole = part if whole is None else whole.below(part)
+    assert whole is not None
+    return whole
+
+
+def _attribute(graph: fx.GraphModule, name: Any) -> Any:
+    value: Any = graph
+    for part in str(name).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
