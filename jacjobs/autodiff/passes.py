@@ -139,7 +139,7 @@ def _diagonal_of_any(graph: fx.Graph, factor: Any, product: fx.Node) -> Any:
 
 
 def _times(graph: fx.Graph, matrix: fx.Node, diagonal: Any, *, rows: bool) -> Any:
-    """A matrix, its rows or its columns scaled."""
+    """A matrix, its rows or its columns scaled. A new one in any case: it may be the user's."""
     if rows and isinstance(diagonal, fx.Node):
         diagonal = _call(graph, aten.unsqueeze.default, diagonal, 1)
     return _scaled(graph, matrix, diagonal)
@@ -149,9 +149,7 @@ def _scaled(graph: fx.Graph, a: Any, b: Any) -> Any:
     """Of nodes and numbers."""
     if not isinstance(b, fx.Node):
         a, b = b, a
-    if not isinstance(b, fx.Node):
-        return a * b
-    return b if isinstance(a, int) and a == 1 else _call(graph, aten.mul.Tensor, b, a)
+    return _call(graph, aten.mul.Tensor, b, a) if isinstance(b, fx.Node) else a * b
 
 
 def _call(graph: fx.Graph, target: Any, *args: Any, **options: Any) -> fx.Node:

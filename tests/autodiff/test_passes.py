@@ -173,6 +173,19 @@ def test_a_chunk_of_all_of_j_makes_a_product_less(
 
 
 @needs_a_compiler
+@pytest.mark.parametrize("strategy", ["vjp/vmap", "jvp/vmap"])
+def test_a_linear_function_keeps_its_matrix_to_itself(strategy: str) -> None:
+    """J is equal to the matrix, and nothing but a choice of all its rows; it is another tensor."""
+    matrix = randn(64, 64).float()
+    J = jacjobs.jacobian(lambda x: matrix @ x, strategy=strategy, chunk=64, compile=True)
+    made = J(torch.zeros(64))
+    assert J.choices[0].strategy == strategy.replace("vmap", "compiled")
+    torch.testing.assert_close(made, matrix)
+    made.zero_()
+    assert matrix.abs().min() > 0
+
+
+@needs_a_compiler
 def test_trees_and_points_get_their_seeds_too() -> None:
     def fn(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return torch.outer(a, b).sin(), (a * b.sum()).double()

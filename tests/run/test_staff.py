@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.actor import ActorHandle
 from torch import Tensor
 
 import jacjobs
@@ -107,6 +109,19 @@ def test_nobody_stays_where_the_function_fails(tmp_path: Path) -> None:
         jacjobs.submit(Problem(fn, (randn(6),)), tmp_path / "run", workers=2)
     wait_for(lambda: not actors("WorkerActor"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_ended_keeps_no_handle_of_an_actor(tmp_path: Path) -> None:
+    """Where Ray is started again in this process, actors have the same numbers, and a handle of an old one
+    that is let go of ends a new one.
+    """
+    run = jacjobs.submit(Problem(torch.sin, (randn(6),)), tmp_path / "run", workers=1)
+    run.result()
+    gc.collect()
+    assert not [x for x in gc.get_objects() if type(x) is ActorHandle]
+    assert run.done()
+    assert run.progress() is None
+    run.stop()
 
 
 def test_one_that_dies_while_it_times_chunks_is_not_handed_on(tmp_path: Path) -> None:

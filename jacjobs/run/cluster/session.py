@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -62,6 +63,7 @@ def session(options: ClusterOptions, block_bytes: int) -> Iterator[None]:
         yield
     finally:
         _SERVERS.clear()
+        gc.collect()  # handles of actors lie in cycles: those of this Ray must not outlive it
         ray.shutdown()
 
 

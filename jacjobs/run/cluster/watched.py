@@ -95,6 +95,7 @@ class RayRun:
             scheduling_strategy=here,
         )
         give_up = time.monotonic() + PATIENCE_SECONDS
+        self._coordinator: Any = None
         while True:
             try:
                 self._coordinator = actor.remote(record, path, payload, placement, engaged)
@@ -102,13 +103,13 @@ class RayRun:
             except ValueError:  # there is one of that name
                 _make_way(name, path, give_up)
         self._engaged = list(engaged)
-        self._result = self._coordinator.run.remote()
+        self._result: Any = self._coordinator.run.remote()
 
     def start(self) -> None:
         """It has begun."""
 
     def done(self) -> bool:
-        return bool(ray.wait([self._result], timeout=0)[0])
+        return self._result is None or bool(ray.wait([self._result], timeout=0)[0])
 
     def result(self) -> Manifest:
         """Wait for the end. Raises what `Coordinator.run` raises."""
@@ -123,17 +124,21 @@ class RayRun:
         finally:
             for actor in (self._coordinator, *self._engaged):  # a coordinator that was killed killed nobody
                 ray.kill(actor)
+            # A handle that outlives its Ray takes along an actor of the next one that has the same number.
+            self._coordinator = self._result = None
+            self._engaged.clear()
         if isinstance(result, JacjobsError):
             raise result
         return result
 
     def progress(self) -> Progress | None:
         """None while the coordinator does not answer: before it is up, and after it is gone."""
-        progress: Progress | None = _asked(self._coordinator.progress)
-        return progress
+        coordinator = self._coordinator
+        return None if coordinator is None else _asked(coordinator.progress)
 
     def stop(self) -> None:
-        self._coordinator.stop.remote()
+        if (coordinator := self._coordinator) is not None:
+            coordinator.stop.remote()
 
 
 class AttachedRun:
