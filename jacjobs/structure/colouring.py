@@ -12,7 +12,7 @@ problems", SIAM J. Numer. Anal. 20 (1983).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ def group(pattern: csr_array) -> Grouping:
     Source: T. Coleman, A. Verma, "The efficient computation of sparse Jacobian matrices using automatic
     differentiation", SIAM J. Sci. Comput. 19 (1998).
     """
-    entries = _rows_of(pattern), pattern.indices
+    entries = rows_of(pattern), pattern.indices
     best: Grouping | None = None
     for rows_first in (False, True):
         lengths = np.bincount(entries[rows_first], minlength=pattern.shape[rows_first])
@@ -96,7 +96,8 @@ def _part(pattern: csr_array, wanted: NDArray[np.bool_]) -> csr_array:
     return csr_array((np.ones(len(indices), bool), indices, ends[pattern.indptr]), shape=pattern.shape)
 
 
-def _rows_of(pattern: csr_array) -> Numbers:
+def rows_of(pattern: csr_array) -> Numbers:
+    """The row of each entry, in their order."""
     return np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
 
 
@@ -162,15 +163,28 @@ def largest_first(columns: csc_array, rows: csr_array) -> Numbers:
 
 
 def smallest_last(columns: csc_array, rows: csr_array) -> Numbers:
-    """The column that shares rows with the fewest of those left goes last, again and again.
+    """The column that shares rows with the fewest of those left goes last, again and again."""
+    first = range(columns.shape[1])
+    return _lowest_first(columns, rows, _degrees(columns, rows), first)[::-1]
 
-    Degrees count a neighbour once a row that is shared, and are kept in buckets.
+
+def incidence(columns: csc_array, rows: csr_array) -> Numbers:
+    """The column that shares rows with most of those that are coloured goes next."""
+    most = int(_degrees(columns, rows).max(initial=0))
+    first = range(columns.shape[1] - 1, -1, -1)
+    return _lowest_first(columns, rows, np.full(columns.shape[1], most), first)
+
+
+def _lowest_first(columns: csc_array, rows: csr_array, scores: Numbers, first: Sequence[int]) -> Numbers:
+    """Again and again the column of the lowest score; those that share rows with it then lose one, once a row.
+
+    Columns wait in a bucket for each score, at first in the order `first`, of which the last goes first; one
+    whose score has changed since is passed over.
     """
-    degrees = _degrees(columns, rows)
-    buckets: list[list[int]] = [[] for _ in range(int(degrees.max(initial=0)) + 1)]
-    for column, degree in enumerate(degrees.tolist()):
-        buckets[degree].append(column)
-    left = degrees.tolist()
+    left = scores.tolist()
+    buckets: list[list[int]] = [[] for _ in range(max(left, default=0) + 1)]
+    for column in first:
+        buckets[left[column]].append(column)
     starts, of_column = columns.indptr.tolist(), columns.indices.tolist()
     row_starts, of_row = rows.indptr.tolist(), rows.indices.tolist()
     done = [False] * len(left)
@@ -190,35 +204,6 @@ def smallest_last(columns: csc_array, rows: csr_array) -> Numbers:
                     left[other] -= 1
                     buckets[left[other]].append(other)
                     lowest = min(lowest, left[other])
-    return np.array(order[::-1], np.int64)
-
-
-def incidence(columns: csc_array, rows: csr_array) -> Numbers:
-    """The column that shares rows with most of those that are coloured goes next."""
-    count = columns.shape[1]
-    starts, of_column = columns.indptr.tolist(), columns.indices.tolist()
-    row_starts, of_row = rows.indptr.tolist(), rows.indices.tolist()
-    met = [0] * count
-    done = [False] * count
-    buckets: list[list[int]] = [list(range(count - 1, -1, -1))]
-    order: list[int] = []
-    highest = 0
-    while len(order) < count:
-        while not buckets[highest]:
-            highest -= 1
-        column = buckets[highest].pop()
-        if done[column] or met[column] != highest:
-            continue
-        done[column] = True
-        order.append(column)
-        for row in of_column[starts[column] : starts[column + 1]]:
-            for other in of_row[row_starts[row] : row_starts[row + 1]]:
-                if not done[other]:
-                    met[other] += 1
-                    if met[other] == len(buckets):
-                        buckets.append([])
-                    buckets[met[other]].append(other)
-                    highest = max(highest, met[other])
     return np.array(order, np.int64)
 
 

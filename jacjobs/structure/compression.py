@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from jacjobs.structure.colouring import Colouring, Grouping
+from jacjobs.structure.colouring import Colouring, Grouping, rows_of
 
 
 class Grouped:
@@ -40,7 +40,7 @@ def decompress(
     of_rows:     a product for each group of rows, (groups, n).
     """
     columns, by_rows = pattern.indices, grouping.by_rows
-    rows = np.repeat(np.arange(pattern.shape[0]), np.diff(pattern.indptr))
+    rows = rows_of(pattern)
     given = [made for made in (of_columns, of_rows) if made is not None]
     values = np.empty(pattern.nnz, np.result_type(*given))
     if of_columns is not None and grouping.columns is not None:

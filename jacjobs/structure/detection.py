@@ -1,7 +1,7 @@
 """Detects which entries of a Jacobian can be other than zero, from the operators that a function consists of.
 
 The function is traced to a graph of ATen operators at one point, and each node of the graph is given a
-pattern: which inputs each of its elements depends on (`pattern.py`), by a rule for its operator (`rules.py`).
+pattern: which inputs each of its elements depends on (`pattern.py`), by a rule for its operator (`rules/`).
 The pattern is a superset of what is other than zero at *any* point, with one exception, which is noticed: the
 graph is that of one point. A function that branches on values cannot be traced; where indices depend on the
 inputs, all elements that they might mean count.
@@ -77,6 +77,10 @@ def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int],
         part = Pattern.inputs(start, leaf.numel(), n, most)
         arguments[index] = Seen(tuple(leaf.shape), leaf.dtype, part)
         start += leaf.numel()
+
+    def nothing(size: int) -> Pattern:
+        return Pattern.empty(size, n, most)
+
     made: dict[fx.Node, Any] = {}
     users = {node: len(node.users) for node in graph.graph.nodes}
     given = iter(arguments)
@@ -86,9 +90,9 @@ def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int],
         elif node.op == "get_attr":
             made[node] = _attribute(graph, node.target)
         elif node.op == "output":
-            return _end_to_end([made[out] for out in node.args[0]], n, most)
+            return _end_to_end([made[out] for out in node.args[0]], nothing)
         else:
-            made[node] = _result(node, made)
+            made[node] = _result(node, made, nothing)
         for operand in node.all_input_nodes:  # what nobody needs any more is let go
             users[operand] -= 1
             if not users[operand]:
@@ -96,31 +100,36 @@ def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int],
     raise AssertionError("a graph without an output")
 
 
-def _result(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
+Nothing = Callable[[int], Pattern]
+"""Of so many elements that depend on no input."""
+
+
+def _result(node: fx.Node, made: dict[fx.Node, Any], nothing: Nothing) -> Any:
+    target: Any = node.target
     args, kwargs = pytree.tree_map(
         lambda leaf: made[leaf] if isinstance(leaf, fx.Node) else leaf, (node.args, node.kwargs)
     )
-    if node.target is operator.getitem:
+    if target is operator.getitem:
         return args[0][args[1]]
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Seen)]
-    if not tensors:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    if node.target.overloadpacket in CONSTANTS:  # type: ignore[union-attr]
-        return node.target(*_without_values(args), **kwargs)  # type: ignore[operator]
-    value = node.meta["val"] if "val" in node.meta else _like_result(node.target, args, kwargs)
+    operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Seen)]
+    if not operands:
+        return target(*args, **kwargs)
+    if target.overloadpacket in CONSTANTS:
+        return target(*_without_values(args, "cpu"), **kwargs)
+    if "val" in node.meta:
+        value = node.meta["val"]
+    else:
+        value = target(*_without_values(args, "meta"), **_without_values(kwargs, "meta"))
     results = list(value) if isinstance(value, tuple | list) else [value]
     if not any(isinstance(result, Tensor) for result in results):
         return None
-    patterns: list[Pattern | None] = [None] * len(results)
-    if any(seen.pattern is not None for seen in tensors) and node.target is not torch.ops.aten.detach.default:
-        call = Call(node.target, args, kwargs, tuple(results[0].shape))
-        patterns = _patterns(call, results)
+    patterns: list[Pattern | None]
+    if target is torch.ops.aten.detach.default or all(operand.pattern is None for operand in operands):
+        patterns = [nothing(result.numel()) if _is_number(result) else None for result in results]
+    else:
+        patterns = _patterns(Call(target, args, kwargs, tuple(results[0].shape)), results)
     seen = [
-        Seen(
-            tuple(result.shape),
-            result.dtype,
-            pattern if result.is_floating_point() or result.is_complex() else None,
-        )
+        Seen(tuple(result.shape), result.dtype, pattern if _is_number(result) else None)
         if isinstance(result, Tensor)
         else result
         for result, pattern in zip(results, patterns, strict=True)
@@ -128,21 +137,20 @@ def _result(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
     return seen if isinstance(value, tuple | list) else seen[0]
 
 
-def _without_values(args: Any) -> Any:
-    return pytree.tree_map(
-        lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype) if isinstance(leaf, Seen) else leaf, args
-    )
+def _is_number(result: Any) -> bool:
+    """May it have a derivative?"""
+    return isinstance(result, Tensor) and (result.is_floating_point() or result.is_complex())
 
 
-def _like_result(target: Any, args: Any, kwargs: Any) -> Any:
-    """Tensors as the results are, without values."""
+def _without_values(tree: Any, device: str) -> Any:
+    """Tensors that look like those that are there."""
 
     def bare(leaf: Any) -> Any:
         if isinstance(leaf, Seen | Tensor):
-            return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+            return torch.empty(leaf.shape, dtype=leaf.dtype, device=device)
         return leaf
 
-    return target(*pytree.tree_map(bare, args), **pytree.tree_map(bare, kwargs))
+    return pytree.tree_map(bare, tree)
 
 
 def _patterns(call: Call, results: Sequence[Any]) -> list[Pattern | None]:
@@ -150,27 +158,23 @@ def _patterns(call: Call, results: Sequence[Any]) -> list[Pattern | None]:
     found = pattern_of(call)
     if isinstance(found, list):
         return list(found)
-    patterns: list[Pattern | None] = [found]
-    for result in results[1:]:
-        if not isinstance(result, Tensor) or not (result.is_floating_point() or result.is_complex()):
-            patterns.append(None)
-        else:
-            patterns.append(dense(call._replace(shape=tuple(result.shape))))
-    return patterns
+    others = [
+        dense(call._replace(shape=tuple(result.shape))) if _is_number(result) else None
+        for result in results[1:]
+    ]
+    return [found, *others]
 
 
-def _end_to_end(outputs: Sequence[Any], n: int, most: int) -> Pattern:
-    whole: Pattern | None = None
-    for output in outputs:
-        if isinstance(output, Seen) and output.pattern is not None:
-            part = output.pattern
-        else:
-            shape = output.shape
-            size = int(torch.Size(shape).numel())
-            part = Pattern(csr_array((size, n), dtype=bool), most)
-        whole = part if whole is None else whole.below(part)
-    assert whole is not None
-    return whole
+def _end_to_end(outputs: Sequence[Any], nothing: Nothing) -> Pattern:
+    first, *others = [
+        output.pattern
+        if isinstance(output, Seen) and output.pattern is not None
+        else nothing(torch.Size(output.shape).numel())
+        for output in outputs
+    ]
+    for other in others:
+        first = first.below(other)
+    return first
 
 
 def _attribute(graph: fx.GraphModule, name: Any) -> Any:

@@ -44,6 +44,11 @@ class Pattern:
         """Of elements that are the inputs start:start + size."""
         return cls.of(np.arange(size + 1), np.arange(start, start + size), n, most)
 
+    @classmethod
+    def empty(cls, size: int, n: int, most: int) -> Pattern:
+        """Of elements that depend on nothing."""
+        return cls(csr_array((size, n), dtype=bool), most)
+
     def __len__(self) -> int:
         count: int = self.matrix.shape[0]
         return count

@@ -90,7 +90,7 @@ def by_pyarrow(table: pa.Table, compression: Compression, group: int) -> bytes:
     pq.write_table(
         table,
         sink,
-        compression="none" if compression == "none" else compression,
+        compression=compression,
         use_dictionary=False,
         write_statistics=["point", "row", "start"],
         row_group_size=group,

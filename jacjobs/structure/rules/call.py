@@ -17,8 +17,10 @@ aten: Any = torch.ops.aten
 
 @dataclass(frozen=True)
 class Seen:
-    """A tensor that depends on the inputs. pattern: None where its derivative is zero everywhere (indices,
-    comparisons, what was detached): then only its value depends on them.
+    """A tensor whose values depend on the inputs.
+
+    pattern:  None for what has no derivative (indices, comparisons); without entries where that is zero
+              (what was detached).
     """
 
     shape: tuple[int, ...]
@@ -39,16 +41,19 @@ class Call(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
-    def seen(self) -> list[Seen]:
-        """Operands with a derivative."""
+    def operands(self) -> list[Seen]:
         leaves = pytree.tree_leaves((self.args, self.kwargs))
-        return [leaf for leaf in leaves if isinstance(leaf, Seen) and leaf.pattern is not None]
+        return [leaf for leaf in leaves if isinstance(leaf, Seen)]
+
+    @property
+    def seen(self) -> list[Seen]:
+        """Operands that are numbers."""
+        return [operand for operand in self.operands if operand.pattern is not None]
 
     @property
     def indices(self) -> list[Seen]:
         """Operands whose value alone matters: which elements are meant depends on the inputs."""
-        leaves = pytree.tree_leaves((self.args, self.kwargs))
-        return [leaf for leaf in leaves if isinstance(leaf, Seen) and leaf.pattern is None]
+        return [operand for operand in self.operands if operand.pattern is None]
 
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
@@ -116,17 +121,17 @@ def dims_of(dim: Any, rank: int) -> list[int]:
 
 def groups_of(shape: Sequence[int], dims: Sequence[int]) -> tuple[Index, int]:
     """Of each element, the number of its group: those that differ along `dims` alone; how many there are."""
-    kept = [1 if d in dims else length for d, length in enumerate(shape)]
-    return spread(kept, shape), int(np.prod(kept, dtype=np.int64))
+    return across(shape, shape, dims), int(np.prod(_without(dims, shape), dtype=np.int64))
 
 
 def across(shape: Sequence[int], to: Sequence[int], dims: Sequence[int]) -> Index:
     """The group of each element of a result that has other lengths along `dims`, or lacks them."""
-    kept = [1 if d in dims else length for d, length in enumerate(shape)]
-    numbers = np.arange(int(np.prod(kept, dtype=np.int64))).reshape(kept)
-    if len(to) < len(shape):
-        return numbers.reshape(-1)
-    return np.broadcast_to(numbers, tuple(to)).reshape(-1)
+    kept = _without(dims, shape)
+    return spread(kept, kept if len(to) < len(shape) else to)
+
+
+def _without(dims: Sequence[int], shape: Sequence[int]) -> list[int]:
+    return [1 if d in dims else length for d, length in enumerate(shape)]
 
 
 def dense_in(call: Call, operand: Seen, axes: int) -> Pattern:

@@ -41,16 +41,14 @@ def reduced(call: Call) -> Pattern:
     if call.target._overloadname == "other":  # max of two tensors, one by one
         return pointwise(call)
     dims = dims_of(call.argument(REDUCES[call.target.overloadpacket], "dim"), len(operand.shape))
-    groups, count = groups_of(operand.shape, dims)
-    return known(operand).grouped(groups, count)
+    return known(operand).grouped(*groups_of(operand.shape, dims))
 
 
 def mixed(call: Call) -> Pattern:
     """Each element depends on its group, and has the shape that it had, but along the axes of the group."""
     operand = call.args[0]
     dims = dims_of(call.argument(MIXES[call.target.overloadpacket], "dim"), len(operand.shape))
-    groups, count = groups_of(operand.shape, dims)
-    together = known(operand).grouped(groups, count)
+    together = known(operand).grouped(*groups_of(operand.shape, dims))
     return together.rows(groups_of(call.shape, [d for d in dims if d < len(call.shape)])[0])
 
 
@@ -69,10 +67,10 @@ def _cross(call: Call) -> Pattern:
 def _sorted(call: Call) -> Pattern:
     """Which element comes where depends on the inputs."""
     operand = call.args[0]
-    place, default = {aten.sort: (1, -1), aten.topk: (2, -1)}.get(call.target.overloadpacket, (2, -1))
-    dims = dims_of(call.argument(place, "dim", default), len(operand.shape))
-    groups, count = groups_of(operand.shape, dims)
-    return known(operand).grouped(groups, count).rows(across(operand.shape, call.shape, dims))
+    place = 2 if call.target.overloadpacket in (aten.topk, aten.kthvalue) else 1  # they take a k before it
+    dims = dims_of(call.argument(place, "dim", -1), len(operand.shape))
+    together = known(operand).grouped(*groups_of(operand.shape, dims))
+    return together.rows(across(operand.shape, call.shape, dims))
 
 
 @rule(aten.native_layer_norm)
