@@ -21,6 +21,7 @@ from torch.func import jacrev, vmap
 
 import jacjobs
 from benchmarks import functions
+from benchmarks.speed.page import COMPUTING, WRITING
 from benchmarks.speed.pairs import Work, in_turns, ratio, seconds_of
 from benchmarks.speed.peers import Case
 from jacjobs import Problem
@@ -51,8 +52,8 @@ def tangents(gib: float) -> Problem:
 
 
 CASES = {
-    "Hessian of a loss, computing dominates": hessian,
-    "tangent features, writing dominates": tangents,
+    COMPUTING: hessian,
+    WRITING: tangents,
 }
 GIB = {hessian: 1.0, tangents: 4.0}
 QUICK = 8

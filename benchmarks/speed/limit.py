@@ -22,6 +22,7 @@ import ray
 import torch
 
 from benchmarks.speed.end_to_end import THREADS, hessian, submit, tangents, warm_cluster
+from benchmarks.speed.page import COMPUTING, WRITING
 from benchmarks.speed.pairs import seconds_of
 from jacjobs import Problem
 from jacjobs.planning.planner import Plan
@@ -64,8 +65,8 @@ def slow_disk() -> Iterator[None]:
 
 
 CASES = {
-    "Hessian of a loss, computing dominates": Case(hessian, 3.0),
-    "tangent features, writing dominates": Case(tangents, 24.0),
+    COMPUTING: Case(hessian, 3.0),
+    WRITING: Case(tangents, 24.0),
     f"tangent features, on a disk of {SLOW_MB} MB/s": Case(tangents, 24.0, slow_disk),
 }
 

@@ -74,13 +74,13 @@ class PartWriter:
             "rectangle": ",".join(map(str, part)),
         }
         length = shape.lines(form.layout)[1]
-        self._schema = part_schema(form.layout, length, form.stripe, shape.dtype, metadata)
+        schema = part_schema(form.layout, length, form.stripe, shape.dtype, metadata)
         self._bytes = part.entries * shape.item_bytes
         self._groups = ""
         with self._storing():
             self._pending = place.pending(self._name, cached=False)
             try:
-                self._file = ListFile(self._pending, self._schema, form.compression)
+                self._file = ListFile(self._pending, schema, form.compression)
             except BaseException:
                 self._pending.discard()
                 raise

@@ -176,7 +176,7 @@ def incidence(columns: csc_array, rows: csr_array) -> Numbers:
 
 
 def _lowest_first(columns: csc_array, rows: csr_array, scores: Numbers, first: Sequence[int]) -> Numbers:
-    """Again and again the column of the lowest score; those that share rows with it then lose one, once a row.
+    """Again and again the column of the lowest score; those that share rows with it then lose one a row.
 
     Columns wait in a bucket for each score, at first in the order `first`, of which the last goes first; one
     whose score has changed since is passed over.
