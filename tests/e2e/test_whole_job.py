@@ -82,11 +82,11 @@ def peaks_of_halves(arguments: list[str], out: Path) -> tuple[dict[str, Peak], d
         for member in family(process):
             try:
                 title = (member.cmdline() or [""])[0]
+                # An actor's title is "ray::Class" or, at work, "ray::Class.method".
+                name = title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else member.name()
                 memory = member.memory_info()
-            except psutil.Error:
+            except psutil.Error:  # it has ended since it was listed
                 continue
-            # An actor's title is "ray::Class" or, at work, "ray::Class.method".
-            name = title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else member.name()
             name = "driver" if member.pid == process.pid else name
             old = peaks.get(name, Peak(0, 0))
             peaks[name] = Peak(
