@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
-from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
 from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
@@ -29,13 +29,14 @@ from jacjobs.jobspec import JobSpec, load_problem, parse_job
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
-from jacjobs.planning.planner import Facts, Plan, chooser_for, make_plan
+from jacjobs.planning.planner import Facts, Plan, Planner, chooser_for
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.address import INLINE, LOCAL, check_address
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.handle import Run
 from jacjobs.run.lookout import Lookout
 from jacjobs.run.resources import check_budget, resources_here, resources_named, uses_gpu
+from jacjobs.run.sparsity import WORTH_SECONDS, Sparsity, knowing, look
 from jacjobs.run.survey import survey
 from jacjobs.run.tradeoff import Reading, readings
 from jacjobs.run.tuner import Tuner, seconds_for
@@ -43,9 +44,23 @@ from jacjobs.shape import Rectangle
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.verify import Fault, Verdict, verify_run
+from jacjobs.structure.detection import MOST_SECONDS
 
-THE_RESULT = {"shape", "strategy", "chunk", "tiling", "threads", "compression", "stripe", "group_records"}
+THE_RESULT = {
+    "shape",
+    "strategy",
+    "chunk",
+    "second",
+    "tiling",
+    "pattern",
+    "threads",
+    "compression",
+    "stripe",
+    "group_records",
+}
 """Of a plan: what decides what is written."""
+LOOKING_SHARE = 0.1
+"""Of what a dense J is predicted to take, the part that looking for its pattern may take."""
 
 
 @dataclass(frozen=True)
@@ -370,29 +385,30 @@ def _most_block_bytes(what: RunRecord | _Draft | None) -> int:
 class _Draft:
     """What a plan is made from, before anything is measured.
 
-    marks:  of the problem before it was called, as a later attempt meets it: a call may leave traces.
+    marks:     of the problem before it was called, as a later attempt meets it: a call may leave traces.
+    sparsity:  what a look at the pattern of J found; nothing, if nobody looked.
     """
 
     job: Job
     marks: dict[str, str]
     facts: Facts
     resources: Resources
+    sparsity: Sparsity = field(default_factory=Sparsity)
 
-    def plan(self, timings: Sequence[Timing] = ()) -> Plan:
+    def planner(self) -> Planner:
         job = self.job
-        return make_plan(
+        return Planner(
             self.facts,
             job.compute,
             job.output,
             job.cluster,
             self.resources,
             lambda name: CHECKERS[strategy_named(name).makes],
-            timings,
         )
 
     @functools.cached_property
     def predicted(self) -> Plan:
-        return self.plan()
+        return self.planner().plan()
 
     def tuned(self, tune: Callable[[Chooser, float], list[Timing]]) -> Plan:
         """The plan after a look at the device, where it pays."""
@@ -400,8 +416,33 @@ class _Draft:
         limit = seconds_for(predicted.seconds)
         if not limit or "auto" not in (self.job.compute.strategy, self.job.compute.chunk):
             return predicted
-        chooser = chooser_for(self.facts, self.job.compute, self.job.output, self.resources)
-        return self.plan(tune(chooser, limit))
+        groups = predicted.groups
+        if groups is not None and len(groups.kinds) > 1:  # a timing of one kind says nothing of the other
+            return predicted
+        chooser = chooser_for(self.facts, self.job.compute, self.job.output, self.resources, groups)
+        timings = tune(chooser, limit)
+        planner = self.planner()
+        return planner.dense(timings) if groups is None else planner.sparse(groups, timings)
+
+    def looked(self) -> _Draft:
+        """With the pattern of J, where it is the user's wish or worth the time."""
+        compute, problem = self.job.compute, self.job.problem
+        if compute.structure == "dense" or self.job.output.layout == "columns":
+            return self
+        most_seconds = MOST_SECONDS
+        if compute.structure == "auto":
+            if compute.strategy in COMPILED:
+                return self
+            try:
+                seconds = self.predicted.seconds
+                if seconds < WORTH_SECONDS:
+                    return self
+                most_seconds = min(MOST_SECONDS, max(WORTH_SECONDS, LOOKING_SHARE * seconds))
+            except InputError:  # dense, it does not fit
+                pass
+        sparsity = look(problem, self.facts, compute.strategy, self.resources, most_seconds)
+        facts = knowing(self.facts, sparsity, given=problem.pattern is not None)
+        return replace(self, facts=facts, sparsity=sparsity)
 
 
 def _draft(job: Job, device: str | None = None) -> _Draft:
@@ -415,16 +456,20 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
     stored = job.output.dtype or job.problem.shape.dtype
     sample = stored if job.output.compression == "auto" else None
     facts = survey(job.problem, job.compute.strategy, resources, sample=sample)
-    return _Draft(job, marks, facts, resources)
+    return _Draft(job, marks, facts, resources).looked()
 
 
 def _created(
     job: Job, folder: RunFolder, draft: _Draft, tune: Callable[[Chooser, float], list[Timing]]
 ) -> RunRecord:
     """Tune, freeze the plan, and make the folder."""
-    record = _new_record(job, draft.tuned(tune), draft.marks)
+    plan = draft.tuned(tune)
     if folder.is_run:
         folder.clear()
+    if plan.groups is not None:
+        digest = folder.write_pattern(draft.sparsity.of(plan.groups).arrays())
+        plan = plan.model_copy(update={"pattern": digest})
+    record = _new_record(job, plan, draft.marks)
     folder.create(record)
     return record
 
@@ -494,6 +539,7 @@ def _result_options(job: Job) -> dict[str, Any]:
     return {
         "strategy": job.compute.strategy,
         "chunk": job.compute.chunk,
+        **({} if job.compute.structure == "auto" else {"structure": job.compute.structure}),
         "dtype": job.compute.dtype,
         "seed": job.compute.seed,
         "layout": job.output.layout,

@@ -49,6 +49,9 @@ class Problem:
     seed:     for a random `fn` (dropout): every call of it begins with this seed, so that J is the one
               Jacobian of one function. Points, and the copies that a strategy makes, share the randomness.
 
+    pattern:  which entries of J may be other than zero, at any point: a SciPy sparse matrix (m, n), whatever
+              its values, or a function of no arguments that returns one. None: it is found where it pays.
+
     With P points, m output elements and n input elements a point, J has P × m × n entries.
 
     Raises InputError where the arguments do not fit together, and, on first use of `shape`, where the
@@ -63,6 +66,7 @@ class Problem:
         in_dims: InDims = None,
         batched: bool = False,
         seed: int | None = None,
+        pattern: Any = None,
     ) -> None:
         if not callable(fn):
             raise InputError.about(
@@ -78,6 +82,10 @@ class Problem:
         self.batched = batched
         self.in_dims = in_dims
         self.seed = seed
+        self.pattern = pattern
+        self.seeds: dict[str, Any] = {}
+        """What strategies that make rows, or columns, multiply J by, where not by one-hot seeds: a seed maker
+        with as many products as its `count` says."""
         self.kept: dict[str, Any] = {}
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
@@ -124,6 +132,7 @@ class Problem:
         argnums: int | Sequence[int] = 0,
         in_dims: InDims = None,
         seed: int | None = None,
+        pattern: Any = None,
     ) -> Problem:
         """The Hessian of a scalar function: the Jacobian of its gradient, n × n, symmetric to rounding.
 
@@ -132,7 +141,7 @@ class Problem:
 
         Source: B. Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994).
         """
-        return cls(GradientOf(fn, argnums), args, argnums, in_dims, seed=seed)
+        return cls(GradientOf(fn, argnums), args, argnums, in_dims, seed=seed, pattern=pattern)
 
     # -- what J looks like ---------------------------------------------------------------------------------
 
@@ -300,6 +309,13 @@ class Problem:
         other = self.with_leaves(self.leaves)
         other.kept = {}
         other.seed = seed
+        return other
+
+    def times(self, seeds: dict[str, Any]) -> Problem:
+        """The same problem, whose products are those of these seeds: the J of a few sums of columns, say."""
+        other = self.with_leaves(self.leaves)
+        other.kept = {}
+        other.seeds = seeds
         return other
 
     def with_leaves(self, leaves: Sequence[Any]) -> Problem:

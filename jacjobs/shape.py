@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict
 ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
-Layout = Literal["rows", "columns"]
-"""What a record of a dataset holds: (a stripe of) a row of J, or of a column."""
+DenseLayout = Literal["rows", "columns"]
+Layout = DenseLayout | Literal["sparse"]
+"""What a record of a dataset holds: (a stripe of) a row of J, or of a column; or of a row, the entries that
+may be other than zero.
+"""
 Compression = Literal["none", "zstd", "lz4"]
 
 
@@ -56,7 +59,7 @@ class Rectangle(NamedTuple):
 
     def box(self, layout: Layout) -> Box:
         """The same entries, as lines of a dataset with this layout."""
-        return Box(*self) if layout == "rows" else Box(*self[0:2], *self[4:6], *self[2:4])
+        return Box(*self[0:2], *self[4:6], *self[2:4]) if layout == "columns" else Box(*self)
 
     def __str__(self) -> str:
         return (
@@ -65,10 +68,30 @@ class Rectangle(NamedTuple):
         )
 
 
+class Products(NamedTuple):
+    """Products start:stop of some points, each of a group of columns or of rows: a block of a sparse J.
+
+    entries: those of J that they hold, at all of the points.
+    """
+
+    point_start: int
+    point_stop: int
+    start: int
+    stop: int
+    entries: int
+
+    @property
+    def points(self) -> int:
+        return self.point_stop - self.point_start
+
+    def __str__(self) -> str:
+        return f"points {self.point_start}:{self.point_stop}, products {self.start}:{self.stop}"
+
+
 class Box(NamedTuple):
     """Points × lines × positions along the line, half-open: a rectangle as a dataset's layout sees it.
 
-    A line is what a record holds (a stripe of): a row of J in layout `rows`, a column in layout `columns`.
+    A line is what a record holds (a stripe of): a column in layout `columns`, a row of J in the others.
     """
 
     point_start: int
@@ -121,7 +144,7 @@ class Box(NamedTuple):
 
     def rectangle(self, layout: Layout) -> Rectangle:
         """The same entries, as rows and columns of J."""
-        return Rectangle(*self) if layout == "rows" else Rectangle(*self[0:2], *self[4:6], *self[2:4])
+        return Rectangle(*self[0:2], *self[4:6], *self[2:4]) if layout == "columns" else Rectangle(*self)
 
 
 class Segment(BaseModel):
@@ -186,7 +209,7 @@ class JacobianShape(BaseModel):
 
     def lines(self, layout: Layout) -> tuple[int, int]:
         """How many lines a matrix has in this layout, and the length of each."""
-        return (self.rows, self.columns) if layout == "rows" else (self.columns, self.rows)
+        return (self.columns, self.rows) if layout == "columns" else (self.rows, self.columns)
 
     @property
     def item_bytes(self) -> int:

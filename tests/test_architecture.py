@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "structure": {"errors", "shape", "problem"},
     "planning": {"errors", "shape", "cost", "problem"},
     "store": {"errors", "shape"},
-    "run": {"errors", "shape", "cost", "problem", "autodiff", "planning", "store"},
+    "run": {"errors", "shape", "cost", "problem", "autodiff", "structure", "planning", "store"},
     "occurrences": {"errors", "planning"},
     "jobspec": {"errors", "shape", "problem", "planning", "occurrences"},
 }

@@ -65,7 +65,7 @@ def slow_disk() -> Iterator[None]:
 
 
 CASES = {
-    COMPUTING: Case(hessian, 3.0),
+    COMPUTING: Case(hessian, 8.0),
     WRITING: Case(tangents, 24.0),
     f"tangent features, on a disk of {SLOW_MB} MB/s": Case(tangents, 24.0, slow_disk),
 }

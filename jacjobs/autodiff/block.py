@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
-from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Chunk, Strategy, count_products, flat, products_of
+from jacjobs.autodiff.strategy import Chunk, Strategy, flat, products_of, seeds_of
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.errors import OUT_OF_MEMORY
 from jacjobs.problem import Problem
@@ -117,8 +116,7 @@ def time_chunks(
         host = _buffer(problem, block, by_rows=maker.makes == "rows")
         chunks: Iterator[object] = _filled(problem, maker, block, chunk, host, block)
     else:
-        seeds = OneHot(count_products(maker, problem.shape))
-        chunks = (None for _ in maker.chunks(problem, block, seeds, chunk))
+        chunks = (None for _ in maker.chunks(problem, block, seeds_of(maker, problem), chunk))
     marks = [time.perf_counter()]
     for _ in chunks:
         if _on_cuda(problem):
@@ -145,7 +143,7 @@ def _filled(
     problem: Problem, maker: Strategy, part: Rectangle, chunk: int, host: torch.Tensor, block: Rectangle
 ) -> Iterator[tuple[slice, slice]]:
     """Put the products of `part` into the buffer of `block`; yields what is there, chunk by chunk."""
-    seeds = OneHot(count_products(maker, problem.shape))
+    seeds = seeds_of(maker, problem)
     first = products_of(maker, block)[0]
     for made in maker.chunks(problem, part, seeds, chunk):
         _copy(made, host, block.point_start, first, whole=_on_cuda(problem))

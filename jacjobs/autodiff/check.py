@@ -56,6 +56,26 @@ class Finding(NamedTuple):
     passed: bool
 
 
+def judge(
+    norms: NDArray[np.float64],
+    residuals: NDArray[np.float64],
+    precision: torch.dtype,
+    scale: float = 1e-300,
+) -> tuple[float, NDArray[np.int64]]:
+    """The worst of a point's errors, relative, and which of the products are wrong: beyond the tolerance.
+
+    norms, residuals: of each product, and how much it is off when multiplied by the random vector.
+    scale:            of what they were computed from, if that is more than the largest norm.
+    """
+    finite = np.flatnonzero(np.isfinite(residuals) & np.isfinite(norms))  # the others are another matter
+    if not len(finite):
+        return 0.0, finite
+    norms, residuals = norms[finite], residuals[finite]
+    floor = 64 * torch.finfo(precision).eps * max(norms.max(), scale)
+    allowed = tolerance(precision) * norms + floor
+    return float((residuals / (norms + floor)).max()), finite[residuals > allowed]
+
+
 class Checker:
     """Checks blocks of one problem; remembers the product of the point it saw last."""
 
@@ -68,10 +88,12 @@ class Checker:
         *,
         every_point: bool,
         stored: str | None = None,
+        zeros: NDArray[np.bool_] | None = None,
     ) -> None:
         """`makes` says what the products of the blocks are, `by` is the strategy that checks them.
 
-        `stored` is the dtype of the blocks, if they were rounded to it.
+        `stored` is the dtype of the blocks, if they were rounded to it. `zeros` says which elements of the
+        random vector are zero: what it is multiplied with does not count.
 
         At most `chunk` points are checked at once, which is no more work than a chunk of the block is.
         """
@@ -81,15 +103,19 @@ class Checker:
         self._chunk = chunk
         self._every_point = every_point
         rounded = getattr(torch, stored or problem.shape.dtype)
-        self._precision = max(problem.precision, rounded, key=lambda dtype: torch.finfo(dtype).eps)
+        self.precision = max(problem.precision, rounded, key=lambda dtype: torch.finfo(dtype).eps)
         self._remembered: tuple[tuple[int, int], NDArray[np.float64]] | None = None
         size = problem.shape.columns if self._by_rows else problem.shape.rows
-        self._vector = np.asarray(self._seed(Gaussian(size, KEY)), dtype=np.float64)
+        self._seeds = Gaussian(size, KEY, None if zeros is None else torch.from_numpy(zeros))
+        self.vector = np.asarray(self._seed(self._seeds), dtype=np.float64)
 
     def check(self, block: Rectangle, values: NDArray[Any]) -> Finding:
         """Compare `values`, shape (points, rows, columns), with one product for each point checked."""
-        start, stop = self._chosen(block)
-        products = self._products(start, stop)
+        shape = self._problem.shape
+        start, stop = self.chosen(
+            block.point_start, block.point_stop, shape.rows if self._by_rows else shape.columns
+        )
+        products = self.products(start, stop)
         extent = products_of(STRATEGIES["vjp/loop" if self._by_rows else "jvp/loop"], block)
         worst, passed = 0.0, True
         for point in range(start, stop):
@@ -99,15 +125,14 @@ class Checker:
             worst, passed = max(worst, error), passed and within
         return Finding(stop - start, worst, passed)
 
-    def _chosen(self, block: Rectangle) -> tuple[int, int]:
-        """All points, or a run of as many as `SHARE` of the block's products allow, somewhere in it."""
-        products = self._problem.shape.rows if self._by_rows else self._problem.shape.columns
-        count = block.points if self._every_point else max(1, int(block.points * products * SHARE))
-        if count >= block.points:
-            return block.point_start, block.point_stop
-        chance = np.random.default_rng(block.point_start)
-        start = block.point_start + int(chance.integers(block.points - count + 1))
-        return start, start + count
+    def chosen(self, start: int, stop: int, products: int) -> tuple[int, int]:
+        """All of these points, or a run of as many as `SHARE` of their products allow, somewhere in it."""
+        count = stop - start if self._every_point else max(1, int((stop - start) * products * SHARE))
+        if count >= stop - start:
+            return start, stop
+        chance = np.random.default_rng(start)
+        first = start + int(chance.integers(stop - start - count + 1))
+        return first, first + count
 
     def _compare(self, products: NDArray[Any], expected: NDArray[np.float64]) -> tuple[float, bool]:
         """The worst error of a point's products, relative; and whether all are within the tolerance."""
@@ -118,17 +143,11 @@ class Checker:
                 some = slice(first, first + step)
                 slab = products[some].astype(np.float64)
                 norms[some] = np.linalg.norm(slab, axis=1)
-                residuals[some] = np.abs(slab @ self._vector - expected[some])
-        finite = np.isfinite(residuals) & np.isfinite(norms)  # NaN and infinity are another matter
-        if not finite.any():
-            return 0.0, True
-        norms, residuals = norms[finite], residuals[finite]
-        precision = self._precision
-        floor = 64 * torch.finfo(precision).eps * max(norms.max(), 1e-300)
-        allowed = tolerance(precision) * norms + floor
-        return float((residuals / (norms + floor)).max()), bool((residuals <= allowed).all())
+                residuals[some] = np.abs(slab @ self.vector - expected[some])
+        error, wrong = judge(norms, residuals, self.precision)
+        return error, not len(wrong)
 
-    def _products(self, start: int, stop: int) -> NDArray[np.float64]:
+    def products(self, start: int, stop: int) -> NDArray[np.float64]:
         """J·v or uᵀJ at points, one each: (points, m or n).
 
         Blocks of one large matrix ask for the same one again and again.
@@ -142,9 +161,8 @@ class Checker:
     def _made(self, block: Rectangle) -> NDArray[np.float64]:
         """The products, fewer points at once where memory runs out."""
         while True:
-            seeds = Gaussian(len(self._vector), KEY)
             try:
-                chunks = self._by.chunks(self._problem, block, seeds, self._chunk)
+                chunks = self._by.chunks(self._problem, block, self._seeds, self._chunk)
                 made = [torch.cat([flat(leaf).double() for leaf in c.leaves], 2)[:, 0].cpu() for c in chunks]
                 return torch.cat(made).numpy()
             except Exception as error:

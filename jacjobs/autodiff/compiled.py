@@ -83,7 +83,7 @@ class Compiled(Strategy):
         if code.reason is not None or create_graph:  # in one piece, whose chunks may share a graph
             yield from self.eager.chunks(problem, block, seeds, chunk, create_graph=create_graph)
             return
-        count = count_products(self, problem.shape)
+        count = count_products(self, problem)
         begin, end = products_of(self, block)
         most_points = min(block.points, max(1, chunk // (end - begin)))
         for start, stop in point_groups(block, end - begin, chunk):
@@ -175,7 +175,7 @@ class Compiled(Strategy):
         self, problem: Problem, at_point: Callable[[Sequence[Any], list[Tensor]], list[Tensor]]
     ) -> Products:
         in_dims = tuple(0 if carried else None for carried in problem.carried)
-        count = count_products(self, problem.shape)
+        count = count_products(self, problem)
 
         def products(leaves: Sequence[Any], seeds: list[Tensor] | None, several: bool) -> list[Tensor]:
             if seeds is None:

@@ -21,8 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES, eager_name
 from jacjobs.autodiff.meter import AllocatedPeak, Meter
-from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Strategy, corner, count_products
+from jacjobs.autodiff.strategy import Strategy, corner, count_products, seeds_of
 from jacjobs.cost import CostModel, Probe, Work
 from jacjobs.problem import Problem
 
@@ -105,7 +104,7 @@ class Estimator:
             return self.model(eager_name(strategy)).model_copy(update={"strategy": strategy})
         maker = STRATEGIES[strategy]
         shape = self._problem.shape
-        products = count_products(maker, shape)
+        products = count_products(maker, self._problem)
         if maker.batching == "loop":
             return self._through(maker, step=1, most=1)
         if shape.points > 1 and products <= WHOLE_POINTS:
@@ -201,11 +200,11 @@ def _chunks(problem: Problem, maker: Strategy, step: int, chunk: int) -> Iterato
     """The first chunk: of one point, or (`step` > 1 or single products) of whole points. And the second, if
     they share a graph: what is made once for both shows in the first alone. Nothing is kept.
     """
-    products = count_products(maker, problem.shape)
+    products = count_products(maker, problem)
     share = step == 1 and maker.shares_graph
     some = (2 if share else 1) * chunk
-    block = corner(maker, problem.shape, some // products if chunk >= products else 1, some)
-    for made in maker.chunks(problem, block, OneHot(products), chunk):
+    block = corner(maker, problem, some // products if chunk >= products else 1, some)
+    for made in maker.chunks(problem, block, seeds_of(maker, problem), chunk):
         del made
         yield
 

@@ -25,7 +25,7 @@ from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.race import Choice, race
 from jacjobs.autodiff.seeds import OneHot
-from jacjobs.autodiff.strategy import Strategy, count_products
+from jacjobs.autodiff.strategy import Strategy, count_lines
 from jacjobs.autodiff.words import explain
 from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
@@ -289,7 +289,7 @@ def _budget(memory: Any, problem: Problem) -> int:
 def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool) -> list[Tensor]:
     """All products, one tensor (points, products, …) a leaf, as in a chunk."""
     shape = problem.shape
-    count = count_products(maker, shape)
+    count = count_lines(maker, shape)
     whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
     chunks = maker.chunks(problem, whole, OneHot(count), chunk, create_graph=create_graph)
     if create_graph:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jacjobs.autodiff.catalogue import STRATEGIES, eager_name
 from jacjobs.autodiff.seeds import Gaussian
-from jacjobs.autodiff.strategy import Strategy, corner, count_products, flat, products_of
+from jacjobs.autodiff.strategy import Strategy, corner, count_lines, flat, products_of
 from jacjobs.autodiff.words import explain, tolerance
 from jacjobs.problem import Problem
 
@@ -85,9 +85,9 @@ _MISSING_BATCHING_RULE = re.compile(r"(\S+) hit the vmap fallback which is curre
 
 def _trial(problem: Problem, strategy: Strategy, chunk: int) -> Tensor:
     """Two random products at each of two points: (points, products, n or m), in float64."""
-    block = corner(strategy, problem.shape, 2, 2)
+    block = corner(strategy, problem, 2, 2)
     start, stop = products_of(strategy, block)
-    seeds = Gaussian(count_products(strategy, problem.shape), key=int(strategy.makes == "columns"))
+    seeds = Gaussian(count_lines(strategy, problem.shape), key=int(strategy.makes == "columns"))
     chunks = list(strategy.chunks(problem, block, seeds, chunk))
     made = [torch.cat([flat(leaf).double() for leaf in chunk.leaves], dim=2) for chunk in chunks]
     return torch.cat([part.flatten(0, 1) for part in made]).reshape(block.points, stop - start, -1)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from jacjobs.autodiff.catalogue import strategy_named
 from jacjobs.autodiff.estimate import WHOLE_POINTS
-from jacjobs.autodiff.strategy import count_products
+from jacjobs.autodiff.strategy import count_lines
 from jacjobs.autodiff.timing import Pass, timed
 from jacjobs.problem import Problem
 from jacjobs.shape import JacobianShape
@@ -89,7 +89,7 @@ def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
     maker = strategy_named(strategy)
     if maker.batching == "loop":
         return [1]
-    products = count_products(maker, shape)
+    products = count_lines(maker, shape)
     within = {math.ceil(products / math.ceil(products / (1 << p))) for p in range(products.bit_length())}
     several = range(1, shape.points.bit_length()) if products <= WHOLE_POINTS else ()
     together = {products * (1 << p) for p in several} | {products * shape.points for _ in several}
@@ -98,7 +98,7 @@ def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
 
 def whole_of(strategy: str, shape: JacobianShape) -> int:
     """The chunk that is all of J."""
-    return shape.points * count_products(strategy_named(strategy), shape)
+    return shape.points * count_lines(strategy_named(strategy), shape)
 
 
 class Race:
@@ -209,7 +209,7 @@ class Race:
 
     def _whole(self, strategy: str, chunk: int, made: Pass) -> float:
         """Seconds of all of J."""
-        products = count_products(strategy_named(strategy), self._shape)
+        products = count_lines(strategy_named(strategy), self._shape)
         if chunk >= products:
             return math.ceil(self._shape.points / (chunk // products)) * made.chunk_seconds
         each = made.setup_seconds + math.ceil(products / chunk) * made.chunk_seconds

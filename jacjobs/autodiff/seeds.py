@@ -56,18 +56,23 @@ identity: Any = torch.ops.jacjobs.identity.default
 
 
 class Gaussian:
-    """Random vectors of `size`: vector i depends on `key` and i alone, on every device and every torch."""
+    """Random vectors of `size`: vector i depends on `key` and i alone, on every device and every torch.
 
-    def __init__(self, size: int, key: int = 0) -> None:
+    zeros: which elements are zero, (size,); None: none of them.
+    """
+
+    def __init__(self, size: int, key: int = 0, zeros: Tensor | None = None) -> None:
         self.size = size
         self.key = key
+        self.zeros = zeros
 
     def __call__(self, start: int, stop: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.stack([self._vector(index) for index in range(start, stop)]).to(device, dtype)
 
     def _vector(self, index: int) -> Tensor:
         generator = torch.Generator().manual_seed((self.key << 32) ^ index)
-        return torch.randn(self.size, generator=generator, dtype=torch.float64)
+        vector = torch.randn(self.size, generator=generator, dtype=torch.float64)
+        return vector if self.zeros is None else vector.masked_fill(self.zeros, 0.0)
 
 
 def make(seeds: SeedMaker, start: int, stop: int, like: Sequence[Tensor]) -> list[Tensor]:

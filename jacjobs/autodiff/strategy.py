@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
-from jacjobs.autodiff.seeds import SeedMaker
+from jacjobs.autodiff.seeds import OneHot, SeedMaker
 from jacjobs.problem import Problem
 from jacjobs.shape import JacobianShape, Rectangle
 
@@ -78,16 +78,28 @@ def products_of(strategy: Strategy, block: Rectangle) -> tuple[int, int]:
     return block.column_start, block.column_stop
 
 
-def count_products(strategy: Strategy, shape: JacobianShape) -> int:
-    """How many products a point has."""
+def count_lines(strategy: Strategy, shape: JacobianShape) -> int:
+    """How many rows (or columns) a point has: products by one-hot seeds."""
     return shape.rows if strategy.makes == "rows" else shape.columns
 
 
-def corner(strategy: Strategy, shape: JacobianShape, points: int, products: int) -> Rectangle:
+def count_products(strategy: Strategy, problem: Problem) -> int:
+    """How many products a point has: one a row (or column), or one a seed of the problem's own."""
+    seeds = problem.seeds.get(strategy.makes)
+    return count_lines(strategy, problem.shape) if seeds is None else int(seeds.count)
+
+
+def seeds_of(strategy: Strategy, problem: Problem) -> SeedMaker:
+    """For all products of a point: the problem's own, or one-hot ones."""
+    own: SeedMaker | None = problem.seeds.get(strategy.makes)
+    return OneHot(count_lines(strategy, problem.shape)) if own is None else own
+
+
+def corner(strategy: Strategy, problem: Problem, points: int, products: int) -> Rectangle:
     """The first so many products of the first so many points, or of as many as there are."""
-    points = min(points, shape.points)
-    products = min(products, count_products(strategy, shape))
-    return products_between(strategy, shape, (0, points), (0, products))
+    points = min(points, problem.points)
+    products = min(products, count_products(strategy, problem))
+    return products_between(strategy, problem.shape, (0, points), (0, products))
 
 
 def products_between(

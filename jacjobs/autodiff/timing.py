@@ -68,6 +68,6 @@ def timed(
 def some_chunks(problem: Problem, strategy: str, chunk: int, count: int) -> Rectangle:
     """A rectangle of about `count` chunks: products of the first point, or whole points."""
     maker = strategy_named(strategy)
-    products = count_products(maker, problem.shape)
+    products = count_products(maker, problem)
     points = count * chunk // products if chunk >= products else 1
-    return corner(maker, problem.shape, points, count * chunk)
+    return corner(maker, problem, points, count * chunk)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from jacjobs.cost import CostModel
 from jacjobs.planning.devices import Device
 from jacjobs.planning.geometry import BLOCK_BYTES, BLOCK_SECONDS, Tiling, is_crossed, tile
-from jacjobs.shape import Compression, JacobianShape, Layout
+from jacjobs.shape import Compression, DenseLayout, JacobianShape
 
 CLOSE = 1.03
 """A smaller chunk is taken if it is at most so much slower than the best."""
@@ -80,10 +80,10 @@ class Chooser:
         timings: Sequence[Timing] = (),
         compression: Compression = "none",
         chunk: int | None = None,
-        layout: Layout = "rows",
+        layout: DenseLayout = "rows",
     ) -> None:
         """`models` in order of preference; `chunk` is asked for by hand, and taken if it fits."""
-        self.layout: Layout = layout
+        self.layout: DenseLayout = layout
         self.models = {model.strategy: model for model in models}
         self._shape = shape
         self._resources = resources
@@ -151,23 +151,29 @@ class Chooser:
         device, peak = self._resources.device, model.peak_bytes(chunk)
         needed = peak + min(peak, device.kept_bytes) + device.process_bytes
         if device.host:
-            block = self.tiling(model, chunk).block(0, 0)
-            copies = 2 if self._crosses(model) else 1
-            needed += block.entries * self._shape.item_bytes * copies
+            needed += self._block_bytes(model, chunk)
         return needed
 
+    def _block_bytes(self, model: CostModel, chunk: int) -> int:
+        """Of the largest block, on the host."""
+        block = self.tiling(model, chunk).block(0, 0)
+        return block.entries * self._shape.item_bytes * (2 if self._crosses(model) else 1)
+
     def tiling(self, model: CostModel, chunk: int, product_seconds: float = 0.0) -> Tiling:
-        block_bytes = BLOCK_BYTES
-        if self._resources.device.host:
-            block_bytes = min(block_bytes, self._resources.budget_bytes // HOST_SHARE)
         return tile(
             self._shape,
             chunk,
             by_columns=not is_by_rows(model.strategy),
             layout=self.layout,
             product_seconds=product_seconds,
-            block_bytes=block_bytes,
+            block_bytes=self._most_block_bytes,
         )
+
+    @property
+    def _most_block_bytes(self) -> int:
+        if self._resources.device.host:
+            return min(BLOCK_BYTES, self._resources.budget_bytes // HOST_SHARE)
+        return BLOCK_BYTES
 
     def neighbours(self, strategy: str, chunk: int) -> list[int]:
         """Half and double the chunk, where there is such a one and it fits."""
@@ -180,17 +186,17 @@ class Chooser:
         model = self.models[strategy]
         timing = measured or self._timings.get((strategy, chunk)) or self.predicted(model, chunk)
         product_seconds = timing.chunk_seconds / chunk
-        tiling = self.tiling(model, chunk, product_seconds)
         products = self._products(model)
         setups = 0  # of whole points, the graph belongs to the chunk
         if model.step == 1 and products > 1:
-            setups = self._shape.points * _ceil(products, _length(tiling, model))
+            each = self._block_products(model, chunk, product_seconds)
+            setups = self._shape.points * _ceil(products, each)
         compute = self._shape.points * products * product_seconds + setups * timing.setup_seconds
         return Estimate(
             strategy=strategy,
             chunk=chunk,
             peak_bytes=self.needed_bytes(model, chunk),
-            seconds=self._wall_seconds(model, tiling, compute),
+            seconds=self._wall_seconds(model, chunk, product_seconds, compute),
             product_seconds=product_seconds,
             timed=(strategy, chunk) in self._timings,
         )
@@ -207,10 +213,11 @@ class Chooser:
             chunk_seconds=device.chunk_seconds + device.seconds(model.work(chunk), dtype, peak),
         )
 
-    def _wall_seconds(self, model: CostModel, tiling: Tiling, compute: float) -> float:
+    def _wall_seconds(self, model: CostModel, chunk: int, product_seconds: float, compute: float) -> float:
         """Writing shares the cores of a host with computing, and goes beside it on other devices."""
         io = self._shape.total_bytes / WRITE_BYTES_PER_SECOND[self._compression]
         if self._crosses(model):
+            tiling = self.tiling(model, chunk, product_seconds)
             rate = SPILL_BYTES_PER_SECOND if tiling.spills else TRANSPOSE_BYTES_PER_SECOND
             io += self._shape.total_bytes / rate
         workers = self._resources.workers
@@ -224,15 +231,15 @@ class Chooser:
     def _products(self, model: CostModel) -> int:
         return self._shape.rows if is_by_rows(model.strategy) else self._shape.columns
 
+    def _block_products(self, model: CostModel, chunk: int, product_seconds: float) -> int:
+        """Products of one point in one block."""
+        tiling = self.tiling(model, chunk, product_seconds)
+        return tiling.block_rows if is_by_rows(model.strategy) else tiling.block_columns
+
 
 def is_by_rows(strategy: str) -> bool:
     """A VJP is a row of J; the other products are columns."""
     return strategy.startswith("vjp/")
-
-
-def _length(tiling: Tiling, model: CostModel) -> int:
-    """Products of one point in one block."""
-    return tiling.block_rows if is_by_rows(model.strategy) else tiling.block_columns
 
 
 def _ceil(total: int, unit: int) -> int:

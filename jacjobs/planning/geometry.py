@@ -12,12 +12,13 @@ into spills, files beside the dataset from which its parts are read when all are
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jacjobs.planning.options import Count
-from jacjobs.shape import Box, JacobianShape, Layout, Rectangle
+from jacjobs.shape import Box, DenseLayout, JacobianShape, Products, Rectangle
 
 MIB = 1 << 20
 BLOCK_BYTES = 64 * MIB
@@ -43,19 +44,68 @@ STRIPE_BYTES = 16 * MIB
 """A longer line is cut into records of so much."""
 
 
-class Tiling(BaseModel):
-    """A grid of parts and a grid of blocks. The last of each row or column of a grid may be smaller.
-
-    Blocks come in bundles, whose blocks are assembled in order into one file: into a part, or, where
-    `spill_blocks` says of how many blocks, into a spill.
-    """
+class Cut(BaseModel, ABC):
+    """What a run knows of how J is cut: blocks come in bundles, each of which is assembled into one file."""
 
     model_config = ConfigDict(frozen=True)
 
     points: Count
     rows: Count
     columns: Count
-    layout: Layout = "rows"
+
+    @property
+    @abstractmethod
+    def parts(self) -> int: ...
+
+    @abstractmethod
+    def part(self, index: int) -> Rectangle:
+        """Parts in the order of their records."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """All blocks of all bundles."""
+
+    @abstractmethod
+    def blocks_in(self, bundle: int) -> int: ...
+
+    @abstractmethod
+    def block(self, bundle: int, index: int) -> Rectangle | Products: ...
+
+    @abstractmethod
+    def bundle(self, index: int) -> Rectangle | Products:
+        """What its blocks cover together."""
+
+    @property
+    def bundles(self) -> int:
+        return self.parts
+
+    def point_of(self, bundle: int) -> int:
+        """The first of its points."""
+        return self.bundle(bundle).point_start
+
+    @property
+    def spills(self) -> bool:
+        """Do blocks go into spills first?"""
+        return False
+
+    def bundles_of(self, point: int) -> range:
+        """The spills of a point."""
+        return range(0)
+
+    def points_at_once(self, workers: int) -> int:
+        """How many points may have spills that are not transposed yet."""
+        return self.points
+
+
+class Tiling(Cut):
+    """A grid of parts and a grid of blocks. The last of each row or column of a grid may be smaller.
+
+    Blocks come in bundles, whose blocks are assembled in order into one file: into a part, or, where
+    `spill_blocks` says of how many blocks, into a spill.
+    """
+
+    layout: DenseLayout = "rows"
     part_points: Count
     part_lines: Count
     block_points: Count
@@ -80,7 +130,6 @@ class Tiling(BaseModel):
 
     @property
     def spills(self) -> bool:
-        """Do blocks go into spills first?"""
         return self.spill_blocks > 0
 
     @property
@@ -95,11 +144,11 @@ class Tiling(BaseModel):
 
     @property
     def parts(self) -> int:
-        return _ceil(self.points, self.part_points) * self._parts_a_point
+        return ceil(self.points, self.part_points) * self._parts_a_point
 
     @property
     def _parts_a_point(self) -> int:
-        return _ceil(self.lines, self.part_lines)
+        return ceil(self.lines, self.part_lines)
 
     def part(self, index: int) -> Rectangle:
         """Parts in the order of (point, line)."""
@@ -126,18 +175,12 @@ class Tiling(BaseModel):
 
     @property
     def _spills_a_point(self) -> int:
-        return _ceil(_ceil(self.length, self._block_width), self.spill_blocks)
-
-    def point_of(self, bundle: int) -> int:
-        """The first of its points."""
-        return self.bundle(bundle).point_start
+        return ceil(ceil(self.length, self._block_width), self.spill_blocks)
 
     def bundles_of(self, point: int) -> range:
-        """The spills of a point."""
         return range(point * self._spills_a_point, (point + 1) * self._spills_a_point)
 
     def bundle(self, index: int) -> Rectangle:
-        """What its blocks cover together."""
         if not self.spills:
             return self.part(index)
         point, i = divmod(index, self._spills_a_point)
@@ -149,7 +192,7 @@ class Tiling(BaseModel):
     def blocks(self) -> int:
         """All blocks of all bundles. A part has one of at most four sizes: whole or cut short, either way."""
         if self.spills:
-            return self.points * _ceil(self.length, self._block_width)
+            return self.points * ceil(self.length, self._block_width)
         total = 0
         for point_parts, points in _split(self.points, self.part_points):
             for line_parts, lines in _split(self.lines, self.part_lines):
@@ -158,9 +201,7 @@ class Tiling(BaseModel):
 
     def _blocks(self, points: int, lines: int, width: int) -> int:
         return (
-            _ceil(points, self.block_points)
-            * _ceil(lines, self._block_lines)
-            * _ceil(width, self._block_width)
+            ceil(points, self.block_points) * ceil(lines, self._block_lines) * ceil(width, self._block_width)
         )
 
     def blocks_in(self, bundle: int) -> int:
@@ -172,8 +213,8 @@ class Tiling(BaseModel):
         Written one after another, records are sorted, unless lines are split.
         """
         whole = self.bundle(bundle).box(self.layout)
-        rest, k = divmod(index, _ceil(whole.width, self._block_width))
-        i, j = divmod(rest, _ceil(whole.lines, self._block_lines))
+        rest, k = divmod(index, ceil(whole.width, self._block_width))
+        i, j = divmod(rest, ceil(whole.lines, self._block_lines))
         point = whole.point_start + i * self.block_points
         line = whole.line_start + j * self._block_lines
         start = whole.start + k * self._block_width
@@ -187,10 +228,10 @@ class Tiling(BaseModel):
         ).rectangle(self.layout)
 
     def points_at_once(self, workers: int) -> int:
-        """How many points may have spills that are not transposed yet: enough to keep all workers busy with
-        the next while the parts of one are written, and no more, since each takes a matrix of disk.
+        """Enough to keep all workers busy with the next while the parts of one are written, and no more,
+        since each takes a matrix of disk.
         """
-        return min(self.points, 1 + _ceil(2 * workers, self._spills_a_point))
+        return min(self.points, 1 + ceil(2 * workers, self._spills_a_point))
 
 
 def tile(
@@ -198,7 +239,7 @@ def tile(
     chunk: int,
     *,
     by_columns: bool = False,
-    layout: Layout = "rows",
+    layout: DenseLayout = "rows",
     product_seconds: float = 0.0,
     block_bytes: int = BLOCK_BYTES,
 ) -> Tiling:
@@ -211,10 +252,10 @@ def tile(
     products, product_bytes = shape.rows, shape.row_bytes
     if by_columns:
         products, product_bytes = shape.columns, shape.column_bytes
-    block_bytes = _clamp(
+    block_bytes = clamp(
         shape.total_bytes // BLOCKS_WANTED, min(SMALLEST_BLOCK_BYTES, block_bytes), block_bytes
     )
-    part_bytes = _clamp(shape.total_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, PART_BYTES)
+    part_bytes = clamp(shape.total_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, PART_BYTES)
     seconds_bytes = part_bytes
     if product_seconds > 0:
         block_bytes = min(block_bytes, int(BLOCK_SECONDS / product_seconds * product_bytes))
@@ -222,24 +263,24 @@ def tile(
     chunk_points = max(1, chunk // products)
     block_products = products
     if shape.matrix_bytes <= block_bytes or chunk_points > 1:
-        block_points = _multiple(block_bytes // shape.matrix_bytes, chunk_points, at_most=shape.points)
+        block_points = multiple(block_bytes // shape.matrix_bytes, chunk_points, at_most=shape.points)
     else:
         block_points = 1
-        block_products = _multiple(block_bytes // product_bytes, chunk, at_most=products)
+        block_products = multiple(block_bytes // product_bytes, chunk, at_most=products)
     lines, length = shape.lines(layout)
     splits_lines = is_crossed(layout, by_columns=by_columns) and block_products < products
     spill_blocks, part_points, part_lines = 0, 1, lines
     if splits_lines and shape.matrix_bytes > IN_MEMORY_BYTES:
         # What is lost with a crash is a spill; parts are soon read again.
         spill_blocks = max(1, seconds_bytes // (block_products * product_bytes))
-        part_lines = _multiple(part_bytes // (length * shape.item_bytes), 1, at_most=lines)
+        part_lines = multiple(part_bytes // (length * shape.item_bytes), 1, at_most=lines)
     elif splits_lines:
         most = min(seconds_bytes, IN_MEMORY_BYTES)
-        part_points = _multiple(most // shape.matrix_bytes, block_points, at_most=shape.points)
+        part_points = multiple(most // shape.matrix_bytes, block_points, at_most=shape.points)
     elif block_products == products or shape.matrix_bytes <= seconds_bytes:
-        part_points = _multiple(seconds_bytes // shape.matrix_bytes, block_points, at_most=shape.points)
+        part_points = multiple(seconds_bytes // shape.matrix_bytes, block_points, at_most=shape.points)
     else:
-        part_lines = _multiple(seconds_bytes // product_bytes, block_products, at_most=lines)
+        part_lines = multiple(seconds_bytes // product_bytes, block_products, at_most=lines)
     return Tiling(
         points=shape.points,
         rows=shape.rows,
@@ -254,7 +295,7 @@ def tile(
     )
 
 
-def is_crossed(layout: Layout, *, by_columns: bool) -> bool:
+def is_crossed(layout: DenseLayout, *, by_columns: bool) -> bool:
     """Do products run across the lines of this layout?"""
     return by_columns == (layout == "rows")
 
@@ -269,16 +310,16 @@ def records_in_a_group(length: int, item_bytes: int) -> int:
     return max(1, ROW_GROUP_BYTES // ((stripe_of(length, item_bytes) or length) * item_bytes))
 
 
-def _multiple(wanted: int, unit: int, *, at_most: int) -> int:
+def multiple(wanted: int, unit: int, *, at_most: int) -> int:
     """The largest multiple of `unit` up to `wanted`, at least one unit, and no more than there is."""
     return min(max(1, wanted // unit) * unit, at_most)
 
 
-def _clamp(value: int, low: int, high: int) -> int:
+def clamp(value: int, low: int, high: int) -> int:
     return max(low, min(value, high))
 
 
-def _ceil(total: int, unit: int) -> int:
+def ceil(total: int, unit: int) -> int:
     return -(-total // unit)
 
 

@@ -12,7 +12,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from jacjobs.shape import Compression, Layout
+from jacjobs.shape import Compression, DenseLayout
 
 LARGEST = 2**63 - 1
 """Of integers: what torch and Arrow can take."""
@@ -52,6 +52,10 @@ class ComputeOptions(_Options):
     check:      how much of J is compared with a product of the other mode: auto (a sample of points that
                 costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
+    structure:  whether zeros that are known before are left out: auto (a pattern is looked for where a dense
+                J would take long, and used where that saves time and disk), sparse (always, or the job is
+                refused), or dense. Sparse, a record of the dataset is a row's entries: `output.layout` is
+                for dense ones.
     block_timeout:  after how many seconds at one block a worker counts as hung: it is killed, and another
                 gets the block; auto: 100 times what blocks take, and at least ten minutes; or off.
     """
@@ -63,6 +67,7 @@ class ComputeOptions(_Options):
     seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | None = None
     check: Literal["auto", "all", "off"] = "auto"
     nonfinite: Literal["error", "warn", "allow"] = "error"
+    structure: Literal["auto", "sparse", "dense"] = "auto"
     block_timeout: Timeout = "auto"
 
 
@@ -78,7 +83,7 @@ class OutputOptions(_Options):
     """
 
     path: Annotated[str, Field(min_length=1)]
-    layout: Layout = "rows"
+    layout: DenseLayout = "rows"
     compression: Literal["auto", Compression] = "auto"
     dtype: Literal["float16", "float32", "float64"] | None = None
     overwrite: Annotated[bool, Field(strict=True)] = False

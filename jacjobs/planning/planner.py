@@ -5,15 +5,25 @@ resources and the options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Chooser, Estimate, Resources, Timing, is_by_rows
 from jacjobs.planning.geometry import BLOCK_BYTES, Tiling, records_in_a_group, stripe_of
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions, Timeout
+from jacjobs.planning.sparse import (
+    Groups,
+    Kind,
+    Pace,
+    SparseChooser,
+    SparseTiling,
+    kind_of,
+    rows_in_a_group,
+    stored_bytes,
+)
 from jacjobs.shape import Compression, JacobianShape, Layout, Rectangle
 
 RECORD_BYTES = 25
@@ -48,6 +58,16 @@ class Candidate(BaseModel):
     timed: bool = False
 
 
+class Second(BaseModel):
+    """How products of rows are made where most are of columns."""
+
+    model_config = ConfigDict(frozen=True)
+
+    strategy: str
+    chunk: int
+    checked_by: str | None
+
+
 class Plan(BaseModel):
     """Everything that decides what is written, frozen when the run begins: resumed, it gives the same bytes.
 
@@ -60,6 +80,9 @@ class Plan(BaseModel):
     layout:          what a record holds: a row or a column.
     stripe:          how many entries of it, where it is too long for one record.
     group_records:   records in each Parquet row group.
+    groups:          of a sparse J: the products that make its entries; None, if it is dense.
+    second:          of a sparse J that takes products of both kinds, how those of rows are made.
+    pattern:         the digest of the file that holds the pattern; empty until there is one.
     leaner:          strategies for a device on which one product of `strategy` does not fit after all.
     resources:       what the plan was made for.
     peak_bytes, seconds, disk_bytes:  predicted: for one worker, for all of J, for the dataset.
@@ -73,7 +96,7 @@ class Plan(BaseModel):
     strategy: str
     chunk: int
     by_columns: bool
-    tiling: Tiling
+    tiling: Annotated[Tiling | SparseTiling, Field(discriminator="layout")]
     checked_by: str | None
     check_all: bool
     check_points: int
@@ -84,6 +107,9 @@ class Plan(BaseModel):
     compression: Compression
     stripe: int | None
     group_records: int
+    groups: Groups | None = None
+    second: Second | None = None
+    pattern: str = ""
     leaner: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
     resources: Resources
@@ -100,12 +126,26 @@ class Plan(BaseModel):
 
     def pieces(self, part: int) -> Iterator[Rectangle]:
         """A part of J, in pieces of at most a block's memory: of some points, or of some lines of one."""
-        box = self.tiling.part(part).box(self.layout)
+        whole = self.tiling.part(part)
+        if self.groups is not None:
+            for point in range(whole.point_start, whole.point_stop):
+                yield whole._replace(point_start=point, point_stop=point + 1)
+            return
+        box = whole.box(self.layout)
         line_bytes = box.width * self.shape.item_bytes
         lines = max(1, min(box.lines, BLOCK_BYTES // line_bytes))
         points = max(1, BLOCK_BYTES // (box.lines * line_bytes)) if lines == box.lines else 1
         for piece in box.pieces(lines, points=points):
             yield piece.rectangle(self.layout)
+
+
+class Way(BaseModel):
+    """Groups that make all entries of a sparse J, and what their products cost by each strategy."""
+
+    model_config = ConfigDict(frozen=True)
+
+    groups: Groups
+    models: tuple[CostModel, ...]
 
 
 class Facts(BaseModel):
@@ -114,6 +154,9 @@ class Facts(BaseModel):
     verdicts:  a candidate for each strategy, with the reason if it is none.
     models:    of those that run.
     saving:    the part of its bytes that compression saves on a sample of J; None if nobody looked.
+    sparse:    ways to make all entries that may be other than zero; none, if J is dense or nobody looked.
+    dense_because:  why there are none, if somebody looked.
+    given:     whether the user says which entries these are.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,62 +165,178 @@ class Facts(BaseModel):
     verdicts: tuple[Candidate, ...]
     models: tuple[CostModel, ...]
     saving: float | None = None
+    sparse: tuple[Way, ...] = ()
+    dense_because: str | None = None
+    given: bool = False
 
     def stored(self, output: OutputOptions) -> JacobianShape:
         """The shape, as it is stored."""
         return self.shape.model_copy(update={"dtype": output.dtype or self.shape.dtype})
 
 
-def make_plan(
-    facts: Facts,
-    compute: ComputeOptions,
-    output: OutputOptions,
-    cluster: ClusterOptions,
-    resources: Resources,
-    checkers: Callable[[str], Sequence[str]],
-    timings: Sequence[Timing] = (),
-) -> Plan:
-    """`checkers` names who could check a strategy's blocks, the best first.
+WORTH_LEAVING_OUT = 2.0
+"""Zeros are left out where that makes a plan so many times faster, and the dataset so many times smaller."""
 
-    Raises InputError where no strategy fits the memory, or the dataset not the disk.
-    """
-    shape = facts.stored(output)
-    chooser = chooser_for(facts, compute, output, resources, timings)
-    ranked = chooser.ranked()
-    if not ranked:
-        raise _too_large(chooser, resources)
-    best = ranked[0]
-    model = chooser.models[best.strategy]
-    tiling = chooser.tiling(model, best.chunk, best.product_seconds)
-    disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
-    _check_disk(disk_bytes, scratch_bytes, resources, output.path, _compression(facts, output))
-    checker = None
-    if compute.check != "off":
-        checker = next((m for n in checkers(best.strategy) if (m := _model(facts, n)) is not None), None)
-    return Plan(
-        shape=shape,
-        strategy=best.strategy,
-        chunk=best.chunk,
-        by_columns=not is_by_rows(best.strategy),
-        tiling=tiling,
-        checked_by=None if checker is None else checker.strategy,
-        check_all=compute.check == "all",
-        check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
-        threads=cluster.cpus_per_worker,
-        nonfinite=compute.nonfinite,
-        block_timeout=compute.block_timeout,
-        layout=output.layout,
-        compression=_compression(facts, output),
-        stripe=stripe_of(tiling.length, shape.item_bytes),
-        group_records=records_in_a_group(tiling.length, shape.item_bytes),
-        leaner=_leaner(best, facts),
-        candidates=_candidates(facts, compute.strategy, chooser, {e.strategy: e for e in ranked}),
-        resources=resources,
-        peak_bytes=best.peak_bytes,
-        seconds=best.seconds,
-        disk_bytes=disk_bytes,
-        scratch_bytes=scratch_bytes,
-        timings=tuple(timings),
+Checkers = Callable[[str], Sequence[str]]
+"""Who could check a strategy's blocks, the best first."""
+
+
+class Planner:
+    """Plans for one problem, options and resources."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        compute: ComputeOptions,
+        output: OutputOptions,
+        cluster: ClusterOptions,
+        resources: Resources,
+        checkers: Checkers,
+    ) -> None:
+        self._facts, self._compute, self._output, self._cluster = facts, compute, output, cluster
+        self._resources, self._checkers = resources, checkers
+        self._shape = facts.stored(output)
+
+    def plan(self) -> Plan:
+        """The fastest, dense or sparse.
+
+        Raises InputError where no strategy fits the memory, the dataset not the disk, or where a sparse one
+        is asked for and there is none.
+        """
+        asked, refusal = self._compute.structure, None
+        if asked == "sparse" and not self._facts.sparse:
+            raise InputError.about(
+                "compute.structure",
+                got=f"sparse, of a J that counts as dense ({self._facts.dense_because})",
+                expected="auto or dense",
+                do="give the problem a pattern= of your own, or --set compute.structure=dense",
+            )
+        sparse, dense = [], None
+        for way in self._facts.sparse:
+            try:
+                sparse.append(self.sparse(way.groups))
+            except InputError as error:
+                refusal = error
+        best = min(sparse, key=lambda plan: plan.seconds) if sparse else None
+        if asked != "sparse":
+            try:
+                dense = self.dense()
+            except InputError as error:
+                if best is None:
+                    raise
+                refusal = error
+        if best is None and dense is None:
+            assert refusal is not None
+            raise refusal
+        if best is None or (dense is not None and not _is_worth(best, dense)):
+            assert dense is not None
+            return dense
+        return best
+
+    def dense(self, timings: Sequence[Timing] = ()) -> Plan:
+        facts, output, resources, shape = self._facts, self._output, self._resources, self._shape
+        chooser = chooser_for(facts, self._compute, output, resources, timings=timings)
+        ranked = chooser.ranked()
+        if not ranked:
+            raise _too_large(chooser, resources)
+        best = ranked[0]
+        tiling = chooser.tiling(chooser.models[best.strategy], best.chunk, best.product_seconds)
+        disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
+        _check_disk(disk_bytes, scratch_bytes, resources, output.path, _compression(facts, output))
+        checker = self._checker(best.strategy, facts.models)
+        return Plan(
+            shape=shape,
+            strategy=best.strategy,
+            chunk=best.chunk,
+            by_columns=not is_by_rows(best.strategy),
+            tiling=tiling,
+            checked_by=None if checker is None else checker.strategy,
+            check_all=self._compute.check == "all",
+            check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
+            threads=self._cluster.cpus_per_worker,
+            nonfinite=self._compute.nonfinite,
+            block_timeout=self._compute.block_timeout,
+            layout=output.layout,
+            compression=_compression(facts, output),
+            stripe=stripe_of(tiling.length, shape.item_bytes),
+            group_records=records_in_a_group(tiling.length, shape.item_bytes),
+            leaner=_leaner(best, facts),
+            candidates=_candidates(facts, self._compute.strategy, chooser, {e.strategy: e for e in ranked}),
+            resources=resources,
+            peak_bytes=best.peak_bytes,
+            seconds=best.seconds,
+            disk_bytes=disk_bytes,
+            scratch_bytes=scratch_bytes,
+            timings=tuple(timings),
+        )
+
+    def sparse(self, groups: Groups, timings: Sequence[Timing] = ()) -> Plan:
+        """Of these groups' products."""
+        facts, output, resources, shape = self._facts, self._output, self._resources, self._shape
+        chooser = chooser_for(facts, self._compute, output, resources, groups, timings)
+        assert isinstance(chooser, SparseChooser)
+        ranked = chooser.ranked()
+        best: dict[Kind, Estimate] = {}
+        for estimate in ranked:
+            best.setdefault(kind_of(estimate.strategy), estimate)
+        if set(best) != set(groups.kinds):
+            raise _too_large(chooser, resources)
+        first, *others = [best[kind] for kind in groups.kinds]
+        paces = {
+            kind: Pace(chunk=each.chunk, product_seconds=each.product_seconds) for kind, each in best.items()
+        }
+        disk_bytes = stored_bytes(shape, groups.entries)
+        compression: Compression = "none" if output.compression == "auto" else output.compression
+        _check_disk(disk_bytes, 0, resources, output.path, compression)
+        checkers = {each.strategy: self._checker(each.strategy, facts.models) for each in best.values()}
+        checker = checkers[first.strategy]
+        return Plan(
+            shape=shape,
+            strategy=first.strategy,
+            chunk=first.chunk,
+            by_columns=not is_by_rows(first.strategy),
+            tiling=chooser.cut(paces),
+            checked_by=None if checker is None else checker.strategy,
+            check_all=self._compute.check == "all" or facts.given,
+            check_points=1 if checker is None else _check_points(checker, first.chunk, resources),
+            threads=self._cluster.cpus_per_worker,
+            nonfinite=self._compute.nonfinite,
+            block_timeout=self._compute.block_timeout,
+            layout="sparse",
+            compression=compression,
+            stripe=None,
+            group_records=rows_in_a_group(shape, groups.entries),
+            groups=groups,
+            second=_second(others, checkers),
+            leaner=() if others else _leaner(first, facts),
+            candidates=_candidates(facts, self._compute.strategy, chooser, {e.strategy: e for e in ranked}),
+            resources=resources,
+            peak_bytes=max(each.peak_bytes for each in best.values()),
+            seconds=sum(each.seconds for each in best.values()),
+            disk_bytes=disk_bytes,
+            scratch_bytes=0,
+            timings=tuple(timings),
+        )
+
+    def _checker(self, strategy: str, models: Sequence[CostModel]) -> CostModel | None:
+        if self._compute.check == "off":
+            return None
+        found = (_model(self._facts, name) for name in self._checkers(strategy))
+        return next((model for model in found if model is not None), None)
+
+
+def _second(others: Sequence[Estimate], checkers: dict[str, CostModel | None]) -> Second | None:
+    for each in others:
+        checker = checkers[each.strategy]
+        by = None if checker is None else checker.strategy
+        return Second(strategy=each.strategy, chunk=each.chunk, checked_by=by)
+    return None
+
+
+def _is_worth(sparse: Plan, dense: Plan) -> bool:
+    return (
+        sparse.seconds * WORTH_LEAVING_OUT <= dense.seconds
+        and sparse.disk_bytes * WORTH_LEAVING_OUT <= dense.disk_bytes
     )
 
 
@@ -186,24 +345,24 @@ def chooser_for(
     compute: ComputeOptions,
     output: OutputOptions,
     resources: Resources,
+    groups: Groups | None = None,
     timings: Sequence[Timing] = (),
 ) -> Chooser:
-    """The strategies that may be chosen: those that work, or the one asked for."""
+    """The strategies that may be chosen: those that work, or the one asked for. groups: for a sparse J."""
     asked = compute.strategy
     allowed = {
         v.strategy
         for v in facts.verdicts
         if (asked == "auto" and v.reason is None) or (asked == v.strategy and (v.reason is None or v.slow))
     }
-    return Chooser(
-        facts.stored(output),
-        resources,
-        [model for model in facts.models if model.strategy in allowed],
-        timings,
-        _compression(facts, output),
-        None if compute.chunk == "auto" else compute.chunk,
-        output.layout,
-    )
+    shape, chunk = facts.stored(output), None if compute.chunk == "auto" else compute.chunk
+    if groups is None:
+        models = [model for model in facts.models if model.strategy in allowed]
+        packed = _compression(facts, output)
+        return Chooser(shape, resources, models, timings, packed, chunk, output.layout)
+    way = next(way for way in facts.sparse if way.groups == groups)
+    models = [model for model in way.models if model.strategy in allowed]
+    return SparseChooser(shape, groups, resources, models, timings, chunk=chunk)
 
 
 def _compression(facts: Facts, output: OutputOptions) -> Compression:
@@ -238,6 +397,9 @@ def _candidates(
             rows.append(
                 verdict.model_copy(update={"reason": "too large for the memory", "peak_bytes": needed})
             )
+        elif verdict.reason is None and isinstance(chooser, SparseChooser):
+            reason = f"its products are {kind_of(verdict.strategy)}, of which there would be more"
+            rows.append(verdict.model_copy(update={"reason": reason}))
         else:
             rows.append(verdict)
     return tuple(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from jacjobs.planning.geometry import MIB
+from jacjobs.planning.geometry import MIB, Tiling
 from jacjobs.planning.planner import Plan
 from jacjobs.run.messages import BlockId
 from jacjobs.shape import Box, Rectangle
@@ -25,31 +26,40 @@ TRANSPOSE_BYTES = 32 * MIB
 
 
 @dataclass
-class _Bundle:
-    """A file on its way. Whole lines are written as they come; pieces of lines wait in `matrix`."""
+class Bundle:
+    """A file on its way."""
 
-    writer: PartWriter | SpillWriter
-    matrix: NDArray[Any] | None
+    writer: Any
     lock: threading.RLock = field(default_factory=threading.RLock)
     next: int = 0
-    early: dict[int, NDArray[np.generic]] = field(default_factory=dict)
+    """Blocks that are in it."""
 
 
-class Assembler:
-    """Blocks of a bundle are written in order, in whatever order they come."""
+class BundleAssembler(ABC):
+    """Puts blocks together into files. Safe to call from threads."""
 
     def __init__(self, path: str | Path, plan: Plan, metadata: dict[str, str]) -> None:
         self._place = RunFolder(path).place
         self._plan = plan
-        self._tiling = plan.tiling
         self._form = part_format(plan, metadata)
-        self._bundles: dict[int, _Bundle] = {}
+        self._bundles: dict[int, Any] = {}
         self._given_up: set[int] = set()
         self._closed = False
         self._lock = threading.Lock()
 
+    @abstractmethod
+    def _open(self, number: int) -> Any: ...
+
+    @abstractmethod
+    def _take(self, block: BlockId, bundle: Any, values: NDArray[np.generic]) -> None:
+        """Take a block in, and count it once it is in the file or waits to be."""
+
+    @abstractmethod
+    def _complete(self, number: int, bundle: Any) -> None:
+        """Write what waits; all blocks are there."""
+
     def absorb(self, block: BlockId, values: NDArray[np.generic]) -> PartRecord | Literal["spill"] | None:
-        """Take a block in: entries of shape (points, lines, width), as `Worker.compute` gives them.
+        """Take a block in: its entries as the worker gives them.
 
         With the last block of a bundle its file is committed; returns the part's record, or "spill".
         Returns when `values` is needed no more. Raises StoreError where the file cannot be written; blocks
@@ -62,19 +72,10 @@ class Assembler:
             if block.bundle in self._given_up:  # while this waited for the lock
                 return None
             try:
-                if bundle.matrix is not None:
-                    self._place_in(block, bundle, bundle.matrix, values)
-                elif block.position == bundle.next:
-                    self._write(block, bundle, values)
-                else:
-                    # A copy: the caller's memory (the object store's) must not be held for an unknown time.
-                    bundle.early[block.position] = np.array(values)
-                if bundle.next < self._tiling.blocks_in(block.bundle):
+                self._take(block, bundle, values)
+                if bundle.next < self._plan.tiling.blocks_in(block.bundle):
                     return None
-                if bundle.matrix is not None:
-                    # A row group at a time, so that writing needs no second matrix.
-                    for piece in self._box(self._tiling.bundle(block.bundle)).pieces(self._group_lines):
-                        bundle.writer.add(piece, self._cut(bundle.matrix, piece, block.bundle))
+                self._complete(block.bundle, bundle)
                 record = bundle.writer.commit()
             except BaseException:
                 self.abandon(block.bundle)
@@ -83,11 +84,85 @@ class Assembler:
                 del self._bundles[block.bundle]
             return record or "spill"
 
+    def abandon(self, number: int) -> None:
+        """Give a bundle up and remove what was written of it."""
+        with self._lock:
+            self._given_up.add(number)
+            bundle = self._bundles.pop(number, None)
+        if bundle is not None:
+            with bundle.lock:
+                bundle.writer.discard()
+
+    def close(self) -> None:
+        """Give up all bundles that are open, and open none from now on."""
+        with self._lock:
+            self._closed = True
+        for number in list(self._bundles):
+            self.abandon(number)
+
     def transpose(self, part: int) -> PartRecord:
         """Read a part from the spills of its matrix, and commit it.
 
         Raises StoreError where a spill cannot be read, or the part not written.
         """
+        raise NotImplementedError("only a dense J has spills")
+
+    def sweep(self, point: int) -> None:
+        """Remove the spills of a point, as far as that goes: the end of the run removes what is left."""
+        raise NotImplementedError("only a dense J has spills")
+
+    def _bundle(self, number: int) -> Any:
+        """None: it was given up."""
+        with self._lock:
+            if self._closed or number in self._given_up:
+                return None
+            if number not in self._bundles:
+                self._bundles[number] = self._open(number)
+            return self._bundles[number]
+
+
+@dataclass
+class _Lines(Bundle):
+    """Whole lines are written as they come; pieces of lines wait in `matrix`."""
+
+    matrix: NDArray[Any] | None = None
+    early: dict[int, NDArray[np.generic]] = field(default_factory=dict)
+
+
+class Assembler(BundleAssembler):
+    """Of a dense J: blocks of a bundle are written in order, in whatever order they come."""
+
+    def __init__(self, path: str | Path, plan: Plan, metadata: dict[str, str]) -> None:
+        super().__init__(path, plan, metadata)
+        assert isinstance(plan.tiling, Tiling)
+        self._tiling = plan.tiling
+
+    def _open(self, number: int) -> _Lines:
+        rectangle = self._tiling.bundle(number)
+        if self._tiling.spills:
+            return _Lines(SpillWriter(self._place, rectangle, self._form.metadata["run"]))
+        matrix = None
+        if self._tiling.splits_lines:
+            matrix = np.empty(self._box(rectangle).extent, self._plan.shape.dtype)
+        return _Lines(PartWriter(self._place, rectangle, self._form), matrix=matrix)
+
+    def _take(self, block: BlockId, bundle: _Lines, values: NDArray[np.generic]) -> None:
+        """Entries of shape (points, lines, width)."""
+        if bundle.matrix is not None:
+            self._place_in(block, bundle, bundle.matrix, values)
+        elif block.position == bundle.next:
+            self._write(block, bundle, values)
+        else:
+            # A copy: the caller's memory (the object store's) must not be held for an unknown time.
+            bundle.early[block.position] = np.array(values)
+
+    def _complete(self, number: int, bundle: _Lines) -> None:
+        if bundle.matrix is not None:
+            # A row group at a time, so that writing needs no second matrix.
+            for piece in self._box(self._tiling.bundle(number)).pieces(self._group_lines):
+                bundle.writer.add(piece, self._cut(bundle.matrix, piece, number))
+
+    def transpose(self, part: int) -> PartRecord:
         whole = self._box(self._tiling.part(part))
         spilled = Spilled(
             self._place,
@@ -111,30 +186,13 @@ class Assembler:
             raise
 
     def sweep(self, point: int) -> None:
-        """Remove the spills of a point, as far as that goes: the end of the run removes what is left."""
         with contextlib.suppress(OSError):
             for bundle in self._tiling.bundles_of(point):
                 self._place.remove(spill_name(self._tiling.bundle(bundle)))
 
-    def abandon(self, number: int) -> None:
-        """Give a bundle up and remove what was written of it."""
-        with self._lock:
-            self._given_up.add(number)
-            bundle = self._bundles.pop(number, None)
-        if bundle is not None:
-            with bundle.lock:
-                bundle.writer.discard()
-
-    def close(self) -> None:
-        """Give up all bundles that are open, and open none from now on."""
-        with self._lock:
-            self._closed = True
-        for number in list(self._bundles):
-            self.abandon(number)
-
     # -- blocks --------------------------------------------------------------------------------------------
 
-    def _write(self, block: BlockId, bundle: _Bundle, values: NDArray[np.generic]) -> None:
+    def _write(self, block: BlockId, bundle: _Lines, values: NDArray[np.generic]) -> None:
         bundle.writer.add(self._block(*block), values)
         bundle.next += 1
         while (early := bundle.early.pop(bundle.next, None)) is not None:
@@ -142,7 +200,7 @@ class Assembler:
             bundle.next += 1
 
     def _place_in(
-        self, block: BlockId, bundle: _Bundle, matrix: NDArray[Any], values: NDArray[np.generic]
+        self, block: BlockId, bundle: _Lines, matrix: NDArray[Any], values: NDArray[np.generic]
     ) -> None:
         """Put a block where it belongs in its part, whose blocks come in any order."""
         self._cut(matrix, self._block(*block), block.bundle)[:] = values
@@ -173,25 +231,6 @@ class Assembler:
 
     def _box(self, rectangle: Rectangle) -> Box:
         return rectangle.box(self._plan.layout)
-
-    # -- bundles -------------------------------------------------------------------------------------------
-
-    def _bundle(self, number: int) -> _Bundle | None:
-        """None: it was given up."""
-        with self._lock:
-            if self._closed or number in self._given_up:
-                return None
-            if number not in self._bundles:
-                self._bundles[number] = self._open(self._tiling.bundle(number))
-            return self._bundles[number]
-
-    def _open(self, rectangle: Rectangle) -> _Bundle:
-        if self._tiling.spills:
-            return _Bundle(SpillWriter(self._place, rectangle, self._form.metadata["run"]), None)
-        matrix = None
-        if self._tiling.splits_lines:
-            matrix = np.empty(self._box(rectangle).extent, self._plan.shape.dtype)
-        return _Bundle(PartWriter(self._place, rectangle, self._form), matrix)
 
 
 def part_format(plan: Plan, metadata: dict[str, str]) -> PartFormat:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem
-from jacjobs.run.assembler import Assembler
+from jacjobs.run.assembler import Assembler, BundleAssembler
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -39,7 +39,11 @@ from jacjobs.run.messages import (
     WorkerJoined,
     WriteFailed,
 )
-from jacjobs.run.worker import Worker
+from jacjobs.run.sparse_assembler import SparseAssembler
+from jacjobs.run.sparse_worker import SparseWorker
+from jacjobs.run.worker import BlockWorker, Worker
+from jacjobs.store.folder import RunFolder
+from jacjobs.structure.coloured import Coloured
 
 NAME = "inline"
 
@@ -47,8 +51,14 @@ NAME = "inline"
 class InlineExecutor:
     def __init__(self, problem: Problem, plan: Plan, path: str | Path, metadata: dict[str, str]) -> None:
         self._threads_before = torch.get_num_threads()
-        self._worker = Worker(problem, plan)
-        self._assembler = Assembler(path, plan, metadata)
+        self._worker: BlockWorker
+        self._assembler: BundleAssembler
+        if plan.groups is None:
+            self._worker, self._assembler = Worker(problem, plan), Assembler(path, plan, metadata)
+        else:
+            coloured = Coloured.of_arrays(RunFolder(path).pattern(plan.pattern))
+            self._worker = SparseWorker(problem, plan, coloured)
+            self._assembler = SparseAssembler(path, plan, metadata, coloured)
         self._commands: deque[Command] = deque()
         self._data: dict[BlockId, NDArray[np.generic]] = {}
 

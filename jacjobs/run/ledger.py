@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jacjobs.errors import IncompleteError, JacjobsError, StoppedError, WorkersError
-from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.geometry import Cut
 from jacjobs.run.bundle import OpenBundle
 from jacjobs.run.history import History
 from jacjobs.run.messages import (
@@ -119,7 +119,7 @@ class Ledger:
 
     def __init__(
         self,
-        tiling: Tiling,
+        tiling: Cut,
         left: Remaining,
         workers: int = 1,
         assemblers: int = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.geometry import Cut
 
 
 class Remaining(NamedTuple):
@@ -19,7 +19,7 @@ class Remaining(NamedTuple):
     transposes: dict[int, list[int]]
 
 
-def remaining(tiling: Tiling, has_part: Callable[[int], bool], has_spill: Callable[[int], bool]) -> Remaining:
+def remaining(tiling: Cut, has_part: Callable[[int], bool], has_spill: Callable[[int], bool]) -> Remaining:
     bundles = [part for part in range(tiling.parts) if not has_part(part)]
     transposes: dict[int, list[int]] = {}
     if tiling.spills:

@@ -43,14 +43,8 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
     names = in_order_of_preference(shape)
     if asked != "auto":
         names = list(dict.fromkeys([asked, REFERENCE, *CHECKERS[strategy_named(asked).makes]]))
-    allowed = min(resources.budget_bytes, int(available_memory_bytes() * TRIAL_SHARE))
-    device = resources.device
-    here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == device.host
-    # As `Chooser.needed_bytes` adds it up: what the allocator keeps is at most as much as is alive.
-    beside = allowed - device.process_bytes
-    estimator = Estimator(
-        problem, allowed, whole_points_bytes=max(beside // 2, beside - device.kept_bytes), correct=here
-    )
+    allowed = trial_bytes(resources)
+    estimator = estimator_of(problem, resources)
     if _runs_here(estimator, allowed):
         check_function(problem)
     models: dict[str, CostModel] = {}
@@ -93,6 +87,20 @@ def survey(problem: Problem, asked: str, resources: Resources, *, sample: str | 
     return Facts(shape=shape, verdicts=tuple(candidates), models=tuple(models.values()), saving=saving)
 
 
+def trial_bytes(resources: Resources) -> int:
+    """What trials may take here."""
+    return min(resources.budget_bytes, int(available_memory_bytes() * TRIAL_SHARE))
+
+
+def estimator_of(problem: Problem, resources: Resources) -> Estimator:
+    device, allowed = resources.device, trial_bytes(resources)
+    here = all(not problem.leaves[i].is_cuda for i in problem.wanted) == device.host
+    # As `Chooser.needed_bytes` adds it up: what the allocator keeps is at most as much as is alive.
+    beside = allowed - device.process_bytes
+    whole_points = max(beside // 2, beside - device.kept_bytes)
+    return Estimator(problem, allowed, whole_points_bytes=whole_points, correct=here)
+
+
 def _outdone(problem: Problem, names: list[str], verdicts: dict[str, Verdict]) -> dict[str, str]:
     """The strategies that another outdoes, where the number of operators called is what costs; and which.
 
@@ -114,7 +122,7 @@ def _saving(problem: Problem, strategy: str, chunk: int, dtype: str) -> float | 
     over J. A point at which the function raises is left to the block that computes it.
     """
     maker = strategy_named(strategy)
-    products = count_products(maker, problem.shape)
+    products = count_products(maker, problem)
     found = []
     for i in range(SAMPLED_POINTS):
         point = i * problem.points // SAMPLED_POINTS

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 
-from jacjobs.planning.geometry import Tiling
+from jacjobs.planning.geometry import Cut
 from jacjobs.run.messages import Sweep, Transpose, Transposed
 
 TRANSPOSES = 2
@@ -20,7 +20,7 @@ TRANSPOSES = 2
 class Transposer:
     def __init__(
         self,
-        tiling: Tiling,
+        tiling: Cut,
         missing: Iterable[int],
         parts: Mapping[int, Collection[int]],
         workers: int,

@@ -22,7 +22,9 @@ from jacjobs.autodiff.timing import timed
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import Chooser, Estimate, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
+from jacjobs.planning.sparse import SparseChooser
 from jacjobs.problem import Problem
+from jacjobs.structure.compression import Grouped
 
 SHARE = 0.05
 MOST_SECONDS = 30.0
@@ -55,6 +57,8 @@ def tune(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Time what is promising, best first, for at most `limit_seconds`; `chooser` says what is predicted."""
+    if isinstance(chooser, SparseChooser):
+        problem = problem.times(chooser.seeds(Grouped.like))
     start = clock()
 
     def left() -> float:

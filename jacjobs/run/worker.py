@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,35 +29,32 @@ RECOMPUTED_BY = {"rows": "vjp/loop", "columns": "double-vjp/loop"}
 
 
 class Computed(NamedTuple):
-    """A block's entries, shape (points, lines, width), and what was noticed in them.
+    """A block's entries, as assemblers take them, and what was noticed in them.
 
-    Lines are what the layout of the dataset says: rows or columns.
+    Of a dense J their shape is (points, lines, width); lines are what the layout of the dataset says: rows or
+    columns. Of a sparse one it is (points, entries), in the order of the pattern, or (entries,) of `triples`.
     """
 
     values: NDArray[Any]
     findings: Findings
 
 
-class Worker:
+class BlockWorker(ABC):
     """Computes blocks of `plan` on one device."""
 
-    def __init__(self, problem: Problem, plan: Plan, device: str = "cpu") -> None:
+    def __init__(self, problem: Problem, plan: Plan, device: str) -> None:
         torch.set_num_threads(plan.threads)
         self._problem = problem.to(device)
         self._plan = plan
-        self._makes = "columns" if plan.by_columns else "rows"
         self._looked = -PEAK_SECONDS
-        self._pace = Pace(plan.strategy, _chunk_on(plan, device), plan.leaner)
-        self._checker = None
-        if plan.checked_by is not None:
-            self._checker = Checker(
-                self._problem,
-                self._makes,
-                plan.checked_by,
-                plan.check_points,
-                every_point=plan.check_all,
-                stored=plan.shape.dtype,
-            )
+
+    @abstractmethod
+    def _computed(self, where: Any) -> Computed:
+        """The entries of a block as assemblers take them, and what was noticed."""
+
+    @abstractmethod
+    def _paces(self) -> list[Pace]:
+        """Of its products, which retreat where memory runs out."""
 
     def compute(self, block: BlockId) -> Computed:
         """Raises FunctionError where the user's function raised, NonFiniteError where J must be finite,
@@ -64,29 +62,27 @@ class Worker:
         product fits the memory, DeviceLostError where only a new process can go on.
         """
         began = time.perf_counter()
-        rectangle = self._plan.tiling.block(*block)
-        self._pace.retreats.clear()
+        where = self._plan.tiling.block(*block)
+        for pace in self._paces():
+            pace.retreats.clear()
         try:
             with self._peak() as peak:
-                values, findings = self._checked(rectangle, self._made(rectangle, self._pace))
-                nonfinite = self._nonfinite(rectangle, values)
-                values = self._lines(values)
+                values, findings = self._computed(where)
         except JacjobsError:
             raise
         except ProductTooLargeError as error:
             raise self._does_not_fit(f"one product of {error}", error.__cause__) from None
         except torch.AcceleratorError as error:
-            raise DeviceLostError(f"{rectangle}: {_first_line(error)}") from None
+            raise DeviceLostError(f"{where}: {_first_line(error)}") from None
         except Exception as error:
             if is_out_of_memory(error):  # of the host, for the block itself, or for the check at one point
-                raise self._does_not_fit(f"{rectangle} of the Jacobian", error) from None
-            raise function_error(error, f"while computing {rectangle}") from None
+                raise self._does_not_fit(f"{where} of the Jacobian", error) from None
+            raise function_error(error, f"while computing {where}") from None
         return Computed(
             values,
             findings._replace(
-                nonfinite=nonfinite,
                 peak_bytes=peak.nbytes or 0 if peak is not None else 0,
-                retreats=tuple(self._pace.retreats),
+                retreats=(*findings.retreats, *(word for pace in self._paces() for word in pace.retreats)),
                 seconds=time.perf_counter() - began,
             ),
         )
@@ -98,6 +94,81 @@ class Worker:
         self._looked = now
         return worker_peak(device_of(self._problem))
 
+    def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
+        plan = self._plan
+        said = _first_line(error) or type(error).__name__
+        return DeviceMemoryError(
+            f"{what} does not fit the memory of {plan.resources.device.name}: predicted were "
+            f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
+            f"in chunks of {plan.chunk:,}; the allocator says: {said} (free the device of others, take "
+            "one with more memory, or make the function's intermediate results smaller)"
+        )
+
+    @property
+    def _too_narrow(self) -> str:
+        """A hint, where entries that are finite may not be so in the dtype that they are stored as."""
+        shape = self._plan.shape
+        narrower = np.dtype(shape.dtype).itemsize < np.dtype(self._problem.shape.dtype).itemsize
+        return f", or store J as more than {shape.dtype} (output.dtype)" if narrower else ""
+
+    def _nonfinite(self, where: Any, values: NDArray[Any]) -> int:
+        """How many entries are NaN or infinite. Raises NonFiniteError where none may be."""
+        if self._plan.nonfinite == "allow":
+            return 0
+        with np.errstate(all="ignore"):
+            # NaN and infinity survive a sum, which is one fast pass; a sum that overflows only costs the
+            # closer look.
+            if np.isfinite(values.sum()):
+                return 0
+        bad = ~np.isfinite(values)
+        count = int(bad.sum())
+        if count and self._plan.nonfinite == "error":
+            entries = "1 entry that is" if count == 1 else f"{count:,} entries that are"
+            raise NonFiniteError(
+                f"the Jacobian has {entries} NaN or infinite in {where}, the first at "
+                f"{self._place(where, np.argwhere(bad)[0])}; mend the function there{self._too_narrow}, "
+                "or --set compute.nonfinite=warn"
+            )
+        return count
+
+    @abstractmethod
+    def _place(self, where: Any, index: NDArray[np.int64]) -> str:
+        """Of one of a block's entries, in words."""
+
+
+class Worker(BlockWorker):
+    """Computes blocks of a dense J."""
+
+    def __init__(self, problem: Problem, plan: Plan, device: str = "cpu") -> None:
+        super().__init__(problem, plan, device)
+        self._makes = "columns" if plan.by_columns else "rows"
+        self._pace = Pace(plan.strategy, chunk_on(plan, plan.chunk, device), plan.leaner)
+        self._checker = None
+        if plan.checked_by is not None:
+            self._checker = Checker(
+                self._problem,
+                self._makes,
+                plan.checked_by,
+                plan.check_points,
+                every_point=plan.check_all,
+                stored=plan.shape.dtype,
+            )
+
+    def _paces(self) -> list[Pace]:
+        return [self._pace]
+
+    def _computed(self, where: Rectangle) -> Computed:
+        values, findings = self._checked(where, self._made(where, self._pace))
+        nonfinite = self._nonfinite(where, values)
+        return Computed(self._lines(values), findings._replace(nonfinite=nonfinite))
+
+    def _place(self, where: Rectangle, index: NDArray[np.int64]) -> str:
+        point, row, column = index
+        return (
+            f"point {where.point_start + point}, row {where.row_start + row}, "
+            f"column {where.column_start + column}"
+        )
+
     def _made(self, rectangle: Rectangle, pace: Pace) -> NDArray[Any]:
         return compute_block(self._problem, pace, rectangle, self._plan.shape.dtype)
 
@@ -108,16 +179,6 @@ class Worker:
             return lines
         # torch copies a transposed matrix in tiles, NumPy element by element
         return torch.from_numpy(lines).contiguous().numpy()
-
-    def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
-        plan = self._plan
-        said = _first_line(error) or type(error).__name__
-        return DeviceMemoryError(
-            f"{what} does not fit the memory of {plan.resources.device.name}: predicted were "
-            f"{plan.peak_bytes:,} bytes, of a budget of {plan.resources.budget_bytes:,}, for {plan.strategy} "
-            f"in chunks of {plan.chunk:,}; the allocator says: {said} (free the device of others, take "
-            "one with more memory, or make the function's intermediate results smaller)"
-        )
 
     def _checked(self, rectangle: Rectangle, values: NDArray[Any]) -> Computed:
         if self._checker is None:
@@ -137,54 +198,26 @@ class Worker:
             )
         return Computed(values, Findings(checked=second.points, error=second.error, recomputed=True))
 
-    @property
-    def _too_narrow(self) -> str:
-        """A hint, where entries that are finite may not be so in the dtype that they are stored as."""
-        shape = self._plan.shape
-        narrower = np.dtype(shape.dtype).itemsize < np.dtype(self._problem.shape.dtype).itemsize
-        return f", or store J as more than {shape.dtype} (output.dtype)" if narrower else ""
 
-    def _nonfinite(self, rectangle: Rectangle, values: NDArray[Any]) -> int:
-        if self._plan.nonfinite == "allow":
-            return 0
-        with np.errstate(all="ignore"):
-            # NaN and infinity survive a sum, which is one fast pass; a sum that overflows only costs the
-            # closer look.
-            if np.isfinite(values.sum()):
-                return 0
-        bad = ~np.isfinite(values)
-        count = int(bad.sum())
-        if count and self._plan.nonfinite == "error":
-            point, row, column = np.argwhere(bad)[0]
-            entries = "1 entry that is" if count == 1 else f"{count:,} entries that are"
-            raise NonFiniteError(
-                f"the Jacobian has {entries} NaN or infinite in {rectangle}, the first at "
-                f"point {rectangle.point_start + point}, row {rectangle.row_start + row}, "
-                f"column {rectangle.column_start + column}; mend the function there{self._too_narrow}, "
-                "or --set compute.nonfinite=warn"
-            )
-        return count
-
-
-def chunk_within(plan: Plan, nbytes: float) -> int:
-    """The plan's chunk, or half of it and so on, until its predicted peak is within so many bytes. What that
-    leaves out, memory that does not shrink with the chunk, is met by the retreat when memory runs out.
+def chunk_within(plan: Plan, chunk: int, nbytes: float) -> int:
+    """A chunk of the plan, or half of it and so on, until its predicted peak is within so many bytes. What
+    that leaves out, memory that does not shrink with the chunk, is met by the retreat when memory runs out.
     """
-    chunk = plan.chunk
-    while chunk > 1 and plan.peak_bytes * chunk / plan.chunk > nbytes:
+    planned = chunk
+    while chunk > 1 and plan.peak_bytes * chunk / planned > nbytes:
         chunk = (chunk + 1) // 2
     return chunk
 
 
-def _chunk_on(plan: Plan, device: str) -> int:
+def chunk_on(plan: Plan, chunk: int, device: str) -> int:
     """On a GPU that is smaller than the one that the plan was made for. All of its memory counts, and not
     what is free, so that the same kind of GPU computes the same bits.
     """
     if device == "cpu":
-        return plan.chunk
+        return chunk
     share = plan.resources.budget_bytes * plan.resources.sharing / plan.resources.device.memory_bytes
     total = torch.cuda.get_device_properties(device).total_memory
-    return chunk_within(plan, total * share / plan.resources.sharing)
+    return chunk_within(plan, chunk, total * share / plan.resources.sharing)
 
 
 def _first_line(error: BaseException | None) -> str:

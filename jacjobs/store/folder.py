@@ -3,6 +3,7 @@
 RUN/
   part-….parquet            complete as soon as it is visible
   _jacjobs/plan.json        the plan and the job, enough to resume
+  _jacjobs/pattern.npz      of a sparse J: which entries, and which product makes each; for who writes
   _jacjobs/manifest.json    written last
   _jacjobs/stop             somebody asks the writer to stop
   _jacjobs/lock.json        who is writing, as long as somebody is
@@ -14,11 +15,15 @@ RUN/
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jacjobs.errors import InputError, StoreError
@@ -33,6 +38,7 @@ from jacjobs.store.writer import PartRecord
 
 _Model = TypeVar("_Model", bound=BaseModel)
 PLAN, MANIFEST = "_jacjobs/plan.json", "_jacjobs/manifest.json"
+PATTERN = "_jacjobs/pattern.npz"
 ATTEMPTS = "_jacjobs/attempts"
 STOP = "_jacjobs/stop"
 _PRIVATE = "_jacjobs"
@@ -123,7 +129,8 @@ class RunFolder:
     def check_writable(self) -> None:
         """Refuse a place where no run can be put, without writing anything."""
         with reading(self.uri):
-            refused, empty = self.place.refusal(), self.place.is_empty()
+            # A crash may have come before the first plan was written.
+            refused, empty = self.place.refusal(), self.place.is_empty(but=_PRIVATE)
         if refused is not None:
             raise InputError.about(
                 f"output path {self}", got=refused, expected="a folder", do="choose another"
@@ -144,6 +151,27 @@ class RunFolder:
             self._write(PLAN, record)
         except StoreError as error:
             raise InputError(f"output path: {error}; choose another") from None
+
+    def write_pattern(self, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Of a sparse J, before `create`. Returns the digest of the file."""
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **arrays)
+        try:
+            with storing(self.uri):
+                self.place.prepare()
+                self.place.write(PATTERN, file.getvalue())
+        except StoreError as error:
+            raise InputError(f"output path: {error}; choose another") from None
+        return str(xxhash.xxh3_128_hexdigest(file.getvalue()))
+
+    def pattern(self, digest: str) -> dict[str, NDArray[Any]]:
+        """What `write_pattern` wrote. Raises StoreError where it is not that."""
+        with reading(self.place.at(PATTERN)):
+            raw = self.place.read(PATTERN)
+        if xxhash.xxh3_128_hexdigest(raw) != digest:
+            raise StoreError(f"{self.place.at(PATTERN)} is not the one that this run began with; restore it")
+        with np.load(io.BytesIO(raw), allow_pickle=False) as kept:
+            return dict(kept)
 
     def clear(self) -> None:
         """Remove the run that is here, and nothing that is not a run's."""

@@ -35,7 +35,7 @@ _CODECS: dict[Compression, tuple[int, pa.Codec | None]] = {
     "lz4": (7, pa.Codec("lz4_raw")),
 }
 _INT64, _FIXED_LEN_BYTE_ARRAY = 2, 7
-_TYPES = {"float16": _FIXED_LEN_BYTE_ARRAY, "float32": 4, "float64": 5}
+_TYPES = {"int32": 1, "int64": 2, "float16": _FIXED_LEN_BYTE_ARRAY, "float32": 4, "float64": 5}
 _REQUIRED, _REPEATED = 0, 2
 _CONVERTED_LIST, _LOGICAL_LIST, _LOGICAL_FLOAT16 = 3, 3, 15
 _EMPTY = struct({})
@@ -51,36 +51,38 @@ class Sink(Protocol):
 
 
 class ListFile:
-    """A file being written: records of integers and a list of floats, a row group at a time.
+    """A file being written: records of integers and of lists of numbers, a row group at a time.
 
-    `schema`: columns of int64, and at last one of lists, fixed in length or not, of float16, float32 or
-    float64; nothing in it is nullable. Its metadata become the file's.
+    `schema`: columns of int64, then columns of lists, fixed in length or not, of int32, int64, float16,
+    float32 or float64; nothing in it is nullable. All lists of a record are of the same length. Its metadata
+    become the file's.
     """
 
     def __init__(self, sink: Sink, schema: pa.Schema, compression: Compression) -> None:
         self._sink = sink
         self._schema = schema
         self._codec, self._compressor = _CODECS[compression]
-        lists = schema.field(len(schema) - 1)
-        self._list = lists.name
-        self._element = lists.type.value_field.name
-        self._dtype = np.dtype(lists.type.value_type.to_pandas_dtype())
+        self._integers = [field for field in schema if field.type == pa.int64()]
+        self._lists = [field for field in schema if field.type != pa.int64()]
         self._room = np.empty(0, np.uint8)
         self._groups: list[Value] = []
         self._records = 0
         sink.write(MAGIC)
 
     def add(
-        self, indices: Sequence[NDArray[np.int64]], lengths: NDArray[np.int64], flat: NDArray[Any]
+        self, indices: Sequence[NDArray[np.int64]], lengths: NDArray[np.int64], *lists: NDArray[Any]
     ) -> None:
-        """Write a row group: the integers of its records, the lengths of their lists, and the lists' elements
-        end to end, shape (lengths.sum(),). One record at least.
+        """Write a row group: the integers of its records, the lengths of their lists, and the elements of
+        each column of lists end to end, shape (lengths.sum(),). One record at least.
         """
         began = self._sink.nbytes
         columns = [
-            self._integers(field.name, column) for field, column in zip(self._schema, indices, strict=False)
+            self._integer_column(field.name, column)
+            for field, column in zip(self._integers, indices, strict=True)
         ]
-        columns.append(self._lists(lengths, flat))
+        columns += [
+            self._list_column(field, lengths, flat) for field, flat in zip(self._lists, lists, strict=True)
+        ]
         self._groups.append(
             struct(
                 {
@@ -117,7 +119,7 @@ class ListFile:
 
     # -- columns -------------------------------------------------------------------------------------------
 
-    def _integers(self, name: str, values: NDArray[np.int64]) -> tuple[Value, int]:
+    def _integer_column(self, name: str, values: NDArray[np.int64]) -> tuple[Value, int]:
         """A column chunk of one page, with statistics, by which readers skip it; its bytes, uncompressed."""
         values = np.ascontiguousarray(values, "<i8")
         low, high = (int(bound).to_bytes(8, "little", signed=True) for bound in (values.min(), values.max()))
@@ -126,29 +128,37 @@ class ListFile:
         plain = self._page(b"", values.view(np.uint8), len(values), _PLAIN)
         return self._chunk([name], _INT64, _PLAIN, len(values), plain, offset, {12: statistics}), plain
 
-    def _lists(self, lengths: NDArray[np.int64], flat: NDArray[Any]) -> tuple[Value, int]:
+    def _list_column(
+        self, field: pa.Field, lengths: NDArray[np.int64], flat: NDArray[Any]
+    ) -> tuple[Value, int]:
         ends = np.cumsum(lengths)
-        raw = np.ascontiguousarray(flat, self._dtype).view(np.uint8)
-        size = self._dtype.itemsize
-        encoding = _PLAIN if self._compressor is None else _BYTE_STREAM_SPLIT
+        dtype = _element_dtype(field)
+        raw = np.ascontiguousarray(flat, dtype).view(np.uint8)
+        size = dtype.itemsize
+        encoding = _PLAIN if self._compressor is None or dtype.kind == "i" else _BYTE_STREAM_SPLIT
         offset, plain, first, start = self._sink.nbytes, 0, 0, 0
         while first < len(lengths):
             # Whole records: at most so many bytes, or one.
             last = max(first + 1, int(np.searchsorted(ends, start + PAGE_BYTES // size, "right")))
             stop = int(ends[last - 1])
             page = raw[start * size : stop * size]
-            plain += self._page(levels(lengths[first:last]), page, stop - start, encoding)
+            some = lengths[first:last]
+            planes = size if encoding == _BYTE_STREAM_SPLIT else 1
+            plain += self._page(levels(some), page, slots(some), encoding, planes)
             first, start = last, stop
-        path = [self._list, "list", self._element]
-        kind = _TYPES[self._dtype.name]
-        return self._chunk(path, kind, encoding, int(ends[-1]), plain, offset, {}), plain
+        path = [field.name, "list", field.type.value_field.name]
+        return self._chunk(path, _TYPES[dtype.name], encoding, slots(lengths), plain, offset, {}), plain
 
-    def _page(self, levels: bytes, values: NDArray[np.uint8], count: int, encoding: int) -> int:
-        """Write a data page. Returns its bytes with its header, uncompressed."""
+    def _page(
+        self, levels: bytes, values: NDArray[np.uint8], count: int, encoding: int, planes: int = 1
+    ) -> int:
+        """Write a data page. Returns its bytes with its header, uncompressed.
+
+        planes: bytes of an element whose bytes are stored apart.
+        """
         plain = len(levels) + values.nbytes
         pieces: list[Any] = [levels, values]
         if self._compressor is not None:
-            planes = values.nbytes // count if encoding == _BYTE_STREAM_SPLIT else 1
             pieces = [self._packed(self._compressor, levels, values, planes)]
         checksum = 0
         for piece in pieces:
@@ -201,43 +211,55 @@ class ListFile:
     def _elements(self) -> list[Value]:
         """The schema: a tree in preorder. A list has a level of its own between it and its elements."""
         integers = [
-            struct({1: i32(_INT64), 3: i32(_REQUIRED), 4: binary(field.name)})
-            for field in list(self._schema)[:-1]
+            struct({1: i32(_INT64), 3: i32(_REQUIRED), 4: binary(field.name)}) for field in self._integers
         ]
-        half = self._dtype == np.float16
-        element = {
-            1: i32(_TYPES[self._dtype.name]),
-            **({2: i32(2)} if half else {}),
-            3: i32(_REQUIRED),
-            4: binary(self._element),
-            **({10: struct({_LOGICAL_FLOAT16: _EMPTY})} if half else {}),
-        }
         return [
             struct({3: i32(_REQUIRED), 4: binary("schema"), 5: i32(len(self._schema))}),
             *integers,
-            struct(
-                {
-                    3: i32(_REQUIRED),
-                    4: binary(self._list),
-                    5: i32(1),
-                    6: i32(_CONVERTED_LIST),
-                    10: struct({_LOGICAL_LIST: _EMPTY}),
-                }
-            ),
-            struct({3: i32(_REPEATED), 4: binary("list"), 5: i32(1)}),
-            struct(element),
+            *itertools.chain.from_iterable(map(_list_elements, self._lists)),
         ]
 
 
-def levels(lengths: NDArray[np.int64]) -> bytes:
-    """Repetition and definition levels of lists without gaps, none of them empty, as a page begins with them.
+def _list_elements(field: pa.Field) -> list[Value]:
+    dtype = _element_dtype(field)
+    half = dtype == np.float16
+    element = {
+        1: i32(_TYPES[dtype.name]),
+        **({2: i32(2)} if half else {}),
+        3: i32(_REQUIRED),
+        4: binary(field.type.value_field.name),
+        **({10: struct({_LOGICAL_FLOAT16: _EMPTY})} if half else {}),
+    }
+    whole = {
+        3: i32(_REQUIRED),
+        4: binary(field.name),
+        5: i32(1),
+        6: i32(_CONVERTED_LIST),
+        10: struct({_LOGICAL_LIST: _EMPTY}),
+    }
+    return [struct(whole), struct({3: i32(_REPEATED), 4: binary("list"), 5: i32(1)}), struct(element)]
 
-    The first element of a list has repetition level 0, the others 1; all have definition level 1. Both are
-    in Parquet's hybrid of runs and bits, after their size in four bytes:
+
+def _element_dtype(field: pa.Field) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(field.type.value_type.to_pandas_dtype())
+    return dtype
+
+
+def slots(lengths: NDArray[np.int64]) -> int:
+    """Levels of lists of these lengths: one an element, and one for an empty list."""
+    return int(lengths.sum()) + int(np.count_nonzero(lengths == 0))
+
+
+def levels(lengths: NDArray[np.int64]) -> bytes:
+    """Repetition and definition levels of lists without gaps, as a page begins with them.
+
+    The first element of a list has repetition level 0, the others 1; all have definition level 1. An empty
+    list has levels 0 and 0. Both are in Parquet's hybrid of runs and bits, after their size in four bytes:
     https://parquet.apache.org/docs/file-format/data-pages/encodings/#RLE
     """
-    count = int(lengths.sum())
-    if lengths.max() == 1:
+    count = slots(lengths)
+    empty = lengths == 0
+    if lengths.max() <= 1:
         repetition = _run(count, 0)
     elif lengths.min() >= _SHORT_LIST:
         repetition = b"".join(
@@ -247,11 +269,24 @@ def levels(lengths: NDArray[np.int64]) -> bytes:
             ]
         )
     else:
-        bits = np.ones(count, np.uint8)
-        bits[np.cumsum(lengths) - lengths] = 0
-        packed = np.packbits(bits, bitorder="little").tobytes()
-        repetition = varint(len(packed) << 1 | 1) + packed
-    return b"".join(len(part).to_bytes(4, "little") + part for part in (repetition, _run(count, 1)))
+        repetition = _without(count, _begins(lengths))
+    definition = _without(count, _begins(lengths)[empty]) if empty.any() else _run(count, 1)
+    return b"".join(len(part).to_bytes(4, "little") + part for part in (repetition, definition))
+
+
+def _begins(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the first level of each list is."""
+    each = np.maximum(lengths, 1)
+    begins: NDArray[np.int64] = np.cumsum(each) - each
+    return begins
+
+
+def _without(count: int, places: NDArray[np.int64]) -> bytes:
+    """So many levels, as bits: 0 at these places, 1 elsewhere."""
+    bits = np.ones(count, np.uint8)
+    bits[places] = 0
+    packed = np.packbits(bits, bitorder="little").tobytes()
+    return varint(len(packed) << 1 | 1) + packed
 
 
 def compressed_bytes(entries: NDArray[Any], compression: Compression) -> int:

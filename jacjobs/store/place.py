@@ -114,7 +114,8 @@ class Place(ABC):
         """Why nothing can be put here: something other than a folder is in the way."""
 
     @abstractmethod
-    def is_empty(self) -> bool: ...
+    def is_empty(self, but: str = "") -> bool:
+        """Nothing is there; a folder named `but` does not count."""
 
 
 class LocalFolder(Place):
@@ -211,8 +212,8 @@ class LocalFolder(Place):
             place = place.parent
         return None if place.is_dir() else f"{place}, a file"
 
-    def is_empty(self) -> bool:
-        return not self.path.exists() or not any(self.path.iterdir())
+    def is_empty(self, but: str = "") -> bool:
+        return not self.path.exists() or all(entry.name == but for entry in self.path.iterdir())
 
 
 class ObjectStore(Place):
@@ -295,8 +296,9 @@ class ObjectStore(Place):
     def refusal(self) -> str | None:
         return f"{self.uri}, a file" if self._info("").type == fs.FileType.File else None
 
-    def is_empty(self) -> bool:
-        return not self._filesystem.get_file_info(fs.FileSelector(self._key, allow_not_found=True))
+    def is_empty(self, but: str = "") -> bool:
+        found = self._filesystem.get_file_info(fs.FileSelector(self._key, allow_not_found=True))
+        return all(entry.base_name == but for entry in found)
 
 
 def _file_size(entry: os.DirEntry[str]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,21 +33,32 @@ def part_rectangle(name: str) -> Rectangle | None:
 def part_schema(
     layout: Layout, length: int, stripe: int | None, dtype: str, metadata: dict[str, str] | None = None
 ) -> pa.Schema:
-    """Layout `rows`: `values[k]` is `J[point][row, start + k]`; `columns`: `J[point][start + k, column]`.
+    """Layout `rows`: `values[k]` is `J[point][row, start + k]`; `columns`: `J[point][start + k, column]`;
+    `sparse`: `J[point][row, columns[k]]`, and no other entry of that row is other than zero.
 
     Lines that are cut into stripes are lists of any length, since the last stripe of a line may be shorter.
     """
     value = pa.field("element", pa.from_numpy_dtype(np.dtype(dtype)), nullable=False)
-    values = pa.list_(value) if stripe else pa.list_(value, length)
+    if layout == "sparse":
+        index = pa.field("element", pa.from_numpy_dtype(index_dtype(length)), nullable=False)
+        where, values = pa.field("columns", pa.list_(index), nullable=False), pa.list_(value)
+    else:
+        where = pa.field("start", pa.int64(), nullable=False)
+        values = pa.list_(value) if stripe else pa.list_(value, length)
     return pa.schema(
         [
             pa.field("point", pa.int64(), nullable=False),
-            pa.field("row" if layout == "rows" else "column", pa.int64(), nullable=False),
-            pa.field("start", pa.int64(), nullable=False),
+            pa.field("column" if layout == "columns" else "row", pa.int64(), nullable=False),
+            where,
             pa.field("values", values, nullable=False),
         ],
         metadata={f"jacjobs.{key}": value for key, value in (metadata or {}).items()},
     )
+
+
+def index_dtype(columns: int) -> np.dtype[Any]:
+    """Of the columns of a sparse J."""
+    return np.dtype(np.int32 if columns <= 2**31 else np.int64)
 
 
 def record_indices(box: Box, stripe: int | None) -> tuple[NDArray[np.int64], ...]:

@@ -1,7 +1,8 @@
-"""One part being written: boxes go in, in order; a committed Parquet file comes out."""
+"""One part being written: entries go in, in order; a committed Parquet file comes out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
 from jacjobs.store.commit import storing
 from jacjobs.store.parquet import MAGIC, ListFile, compressed_bytes
 from jacjobs.store.place import Place
-from jacjobs.store.schema import part_name, part_schema, record_indices
+from jacjobs.store.schema import index_dtype, part_name, part_schema, record_indices
 
 FOOTER_END = 8
 """A Parquet file ends with the length of its footer, in four bytes, and PAR1."""
@@ -55,13 +56,11 @@ class PartFormat(BaseModel):
     metadata: dict[str, str]
 
 
-class PartWriter:
-    """Writes a part box by box: memory holds one row group, however large the part is.
+class _Writer:
+    """A part on its way. Nothing keeps a reference to what is added."""
 
-    `values` may be in any state after `add` returns; nothing keeps a reference to it.
-    """
-
-    def __init__(self, place: Place, part: Rectangle, form: PartFormat) -> None:
+    def __init__(self, place: Place, part: Rectangle, form: PartFormat, nbytes: int) -> None:
+        """nbytes: about how much it will be, for whoever has to find room for it."""
         shape = form.shape
         self._form = form
         self._place = place
@@ -75,7 +74,7 @@ class PartWriter:
         }
         length = shape.lines(form.layout)[1]
         schema = part_schema(form.layout, length, form.stripe, shape.dtype, metadata)
-        self._bytes = part.entries * shape.item_bytes
+        self._bytes = nbytes
         self._groups = ""
         with self._storing():
             self._pending = place.pending(self._name, cached=False)
@@ -85,18 +84,18 @@ class PartWriter:
                 self._pending.discard()
                 raise
 
-    def add(self, box: Box, values: NDArray[np.generic]) -> None:
-        """Append entries, shape (points, lines, width); boxes come in the order of their records."""
-        point, line, start, stop = record_indices(box, self._form.stripe)
-        lengths = stop - start
+    def _add(
+        self, indices: Sequence[NDArray[np.int64]], lengths: NDArray[np.int64], *lists: NDArray[Any]
+    ) -> None:
+        """Append records, of these indices and lists, all lists of a column end to end."""
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        flat = np.ascontiguousarray(values).reshape(-1)
         with self._storing():
             for first in range(0, len(lengths), self._form.group_records):
                 group = slice(first, first + self._form.group_records)
-                entries = flat[ends[first] : ends[min(group.stop, len(lengths))]]
-                self._groups += group_digest(entries)
-                self._file.add((point[group], line[group], start[group]), lengths[group], entries)
+                some = slice(ends[first], ends[min(group.stop, len(lengths))])
+                entries = [each[some] for each in lists]
+                self._groups += group_digest(*entries)
+                self._file.add([index[group] for index in indices], lengths[group], *entries)
 
     def commit(self) -> PartRecord:
         """Make the part visible under its final name, and say what it is."""
@@ -119,10 +118,43 @@ class PartWriter:
         return storing(self._place.at(self._name), self._bytes)
 
 
-def group_digest(entries: NDArray[np.generic]) -> str:
-    """XXH3, 64 bits, in hexadecimal digits, of the entries of a row group, as they lie in memory."""
-    raw: Any = entries  # any array is a buffer, but not to mypy
-    return str(xxhash.xxh3_64_hexdigest(raw))
+class PartWriter(_Writer):
+    """Writes a part box by box: memory holds one row group, however large the part is."""
+
+    def __init__(self, place: Place, part: Rectangle, form: PartFormat) -> None:
+        super().__init__(place, part, form, part.entries * form.shape.item_bytes)
+
+    def add(self, box: Box, values: NDArray[np.generic]) -> None:
+        """Append entries, shape (points, lines, width); boxes come in the order of their records."""
+        point, line, start, stop = record_indices(box, self._form.stripe)
+        self._add((point, line, start), stop - start, np.ascontiguousarray(values).reshape(-1))
+
+
+class SparsePartWriter(_Writer):
+    """Writes a part of a sparse J point by point."""
+
+    def __init__(self, place: Place, part: Rectangle, form: PartFormat, entries: int) -> None:
+        """entries: of each point."""
+        each = form.shape.item_bytes + index_dtype(form.shape.columns).itemsize
+        super().__init__(place, part, form, part.points * entries * each)
+
+    def add(self, point: int, matrix: Any) -> None:
+        """Append a point's J: a `scipy.sparse.csr_array`, sorted. Points come in order."""
+        rows = matrix.shape[0]
+        columns = matrix.indices.astype(index_dtype(matrix.shape[1]), copy=False)
+        lengths = np.diff(matrix.indptr).astype(np.int64)
+        self._add((np.full(rows, point), np.arange(rows)), lengths, columns, matrix.data)
+
+
+def group_digest(*entries: NDArray[Any]) -> str:
+    """XXH3, 64 bits, in hexadecimal digits, of the entries of a row group, as they lie in memory: of a sparse
+    J, their columns and then their values.
+    """
+    digest = xxhash.xxh3_64()
+    for each in entries:
+        raw: Any = each  # any array is a buffer, but not to mypy
+        digest.update(raw)
+    return str(digest.hexdigest())
 
 
 def compressible(entries: NDArray[np.generic]) -> float:

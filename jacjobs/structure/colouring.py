@@ -54,8 +54,13 @@ class Grouping(NamedTuple):
 
 
 def group(pattern: csr_array) -> Grouping:
-    """The fewest products: of columns, of rows, or of both, where a few lines are much fuller than the others
-    (an arrow).
+    """The fewest products."""
+    return min(groupings(pattern), key=lambda each: each.products)
+
+
+def groupings(pattern: csr_array) -> list[Grouping]:
+    """Products of columns alone, of rows alone, and of both, where that takes fewer: a few lines are much
+    fuller than the others (an arrow).
 
     Lines of one kind are taken out of the others' groups, the fullest first, wherever their lengths fall to
     less than half: a bidirectional colouring by a row or a column partition.
@@ -64,7 +69,8 @@ def group(pattern: csr_array) -> Grouping:
     differentiation", SIAM J. Sci. Comput. 19 (1998).
     """
     entries = rows_of(pattern), pattern.indices
-    best: Grouping | None = None
+    alone: list[Grouping] = []
+    both: list[Grouping] = []
     for rows_first in (False, True):
         lengths = np.bincount(entries[rows_first], minlength=pattern.shape[rows_first])
         for full in _fullest(lengths):
@@ -76,10 +82,10 @@ def group(pattern: csr_array) -> Grouping:
                 colour_rows(_part(pattern, by_rows)) if by_rows.any() else None,
                 by_rows,
             )
-            if best is None or made.products < best.products:
-                best = made
-    assert best is not None
-    return best
+            (both if full.any() else alone).append(made)
+    fewest = min(each.products for each in alone)
+    both = [each for each in both if each.products < fewest]
+    return [*alone, *sorted(both, key=lambda each: each.products)[:1]]
 
 
 def _fullest(lengths: Numbers) -> list[NDArray[np.bool_]]:

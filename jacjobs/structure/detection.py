@@ -14,7 +14,8 @@ Differentiation" (2025), for its use in machine learning.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from jacjobs.structure.rules.call import dense
 
 MOST_ENTRIES = 100_000_000
 """Of a pattern, at any node: 500 MB."""
+MOST_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,43 @@ class Detected:
 
 
 def detect(
-    fn: Callable[..., Any], leaves: Sequence[Tensor], wanted: Sequence[int], most: int = MOST_ENTRIES
+    fn: Callable[..., Any],
+    leaves: Sequence[Tensor],
+    wanted: Sequence[int],
+    *,
+    varying: Collection[int] = (),
+    most: int = MOST_ENTRIES,
+    most_seconds: float = MOST_SECONDS,
 ) -> Detected:
     """The pattern of the Jacobian of `fn(*leaves)`: its outputs' elements, end to end, with respect to those
-    of the leaves `wanted`, end to end. `most`: entries that it may have.
+    of the leaves `wanted`, end to end.
+
+    varying:       leaves whose values do not count, since they are others at other points.
+    most:          entries that the pattern may have, and that of any value on the way.
+    most_seconds:  after which what takes longer is given up.
     """
+    began = time.monotonic()
+
+    def check() -> None:
+        if time.monotonic() - began > most_seconds:
+            raise TooLongError
+
     try:
         graph = trace(fn, leaves)
     except Exception as error:
         return Detected(None, f"it cannot be traced: {_first_line(error)}")
     try:
-        return Detected(walk(graph, leaves, wanted, most).matrix)
+        return Detected(walk(graph, leaves, wanted, most, varying, check).matrix)
     except TooDenseError as error:
         return Detected(None, f"its pattern is too dense: {error}")
+    except TooLongError:
+        return Detected(None, f"its pattern was not found in {most_seconds:,.0f} s")
+    except Exception as error:  # a rule that does not know all that its operator takes
+        return Detected(None, f"its pattern cannot be found: {_first_line(error)}")
+
+
+class TooLongError(Exception):
+    """Detection has taken its time."""
 
 
 def trace(fn: Callable[..., Any], leaves: Sequence[Tensor]) -> fx.GraphModule:
@@ -67,8 +93,15 @@ def trace(fn: Callable[..., Any], leaves: Sequence[Tensor]) -> fx.GraphModule:
         return make_fx(pure, tracing_mode="real")(*[leaf.detach() for leaf in leaves])
 
 
-def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int], most: int) -> Pattern:
-    """The pattern of all outputs. Raises TooDenseError."""
+def walk(
+    graph: fx.GraphModule,
+    leaves: Sequence[Tensor],
+    wanted: Sequence[int],
+    most: int,
+    varying: Collection[int] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Pattern:
+    """The pattern of all outputs. Raises TooDenseError, and what `check` raises, which is called often."""
     n = sum(leaves[index].numel() for index in wanted)
     arguments: list[Any] = [leaf.detach() for leaf in leaves]
     start = 0
@@ -81,10 +114,16 @@ def walk(graph: fx.GraphModule, leaves: Sequence[Tensor], wanted: Sequence[int],
     def nothing(size: int) -> Pattern:
         return Pattern.empty(size, n, most)
 
+    for index in varying:
+        leaf = leaves[index]
+        none = nothing(leaf.numel()) if _is_number(leaf) else None
+        arguments[index] = Seen(tuple(leaf.shape), leaf.dtype, none)
+
     made: dict[fx.Node, Any] = {}
     users = {node: len(node.users) for node in graph.graph.nodes}
     given = iter(arguments)
     for node in graph.graph.nodes:
+        check()
         if node.op == "placeholder":
             made[node] = next(given)
         elif node.op == "get_attr":

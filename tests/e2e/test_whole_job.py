@@ -83,7 +83,9 @@ def peaks_of_halves(arguments: list[str], out: Path) -> tuple[dict[str, Peak], d
             try:
                 title = (member.cmdline() or [""])[0]
                 # An actor's title is "ray::Class" or, at work, "ray::Class.method".
-                name = title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else member.name()
+                name = (
+                    title.removeprefix("ray::").split(".")[0] if title.startswith("ray::") else member.name()
+                )
                 memory = member.memory_info()
             except psutil.Error:  # it has ended since it was listed
                 continue

@@ -11,7 +11,7 @@ from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.devices import KNOWN, cpu, named, reported
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
-from jacjobs.planning.planner import Candidate, Facts, Plan, make_plan
+from jacjobs.planning.planner import Candidate, Facts, Plan, Planner
 from jacjobs.shape import JacobianShape
 from tests.planning.test_choice import model, shape_of
 
@@ -26,14 +26,14 @@ def facts(shape: JacobianShape | None = None, **reasons: str) -> Facts:
 
 
 def planned(of: Facts | None = None, disk: int | None = None, budget: int = 4 * GIB, **compute: Any) -> Plan:
-    return make_plan(
+    return Planner(
         of or facts(),
         ComputeOptions(**compute),
         OutputOptions(path="runs/a"),
         ClusterOptions(),
         Resources(device=cpu(16 * GIB), budget_bytes=budget, workers=2, disk_free_bytes=disk),
         lambda name: ("jvp/vmap",) if name.startswith("vjp") else ("vjp/vmap",),
-    )
+    ).plan()
 
 
 def test_a_plan_made_twice_is_the_same_plan() -> None:

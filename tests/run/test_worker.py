@@ -92,7 +92,7 @@ def test_a_worker_says_what_it_found() -> None:
 @pytest.mark.parametrize(("share", "chunk"), [(2.0, 96), (1.0, 96), (0.9, 48), (0.4, 24), (0.0, 1)])
 def test_a_smaller_device_begins_with_a_smaller_chunk(share: float, chunk: int) -> None:
     made = jacjobs.plan(problem(), strategy="vjp/vmap").model_copy(update={"chunk": 96})
-    assert worker.chunk_within(made, made.peak_bytes * share) == chunk
+    assert worker.chunk_within(made, made.chunk, made.peak_bytes * share) == chunk
 
 
 def test_memory_that_runs_out_is_in_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ from jacjobs.structure.colouring import (
     greedy,
     group,
 )
-from jacjobs.structure.compression import Grouped, decompress
+from jacjobs.structure.coloured import Coloured
+from jacjobs.structure.compression import Grouped
 from jacjobs.structure.detection import detect
 from tests.structure import functions
 from tests.structure.functions import randn
@@ -115,13 +116,22 @@ def products(
     """By a strategy that makes dense ones, which is asked for as many as there are groups."""
     if colouring is None:
         return None
-    seeds = Grouped(colouring)
+    seeds = Grouped(colouring.colours, colouring.groups)
     extent = (0, seeds.count, 0, 1) if makes == "rows" else (0, 1, 0, seeds.count)
     strategy = STRATEGIES["vjp/vmap" if makes == "rows" else "jvp/vmap"]
     chunks = list(strategy.chunks(Problem(fn, (x,)), Rectangle(0, 1, *extent), seeds, 5))
     made = torch.cat([chunk.leaves[0][0] for chunk in chunks])
     assert len(made) == colouring.groups
     return made.reshape(len(made), -1).numpy()
+
+
+def together(
+    pattern: csr_array, grouping: Grouping, of_columns: np.ndarray | None, of_rows: np.ndarray | None
+) -> csr_array:
+    """Of all products of a point."""
+    coloured = Coloured.of_arrays(Coloured(pattern, grouping).arrays())
+    several = [None if made is None else made[None] for made in (of_columns, of_rows)]
+    return coloured.matrix(coloured.share(0, coloured.products).taken(*several)[0])
 
 
 def check_equal(
@@ -134,7 +144,7 @@ def check_equal(
     grouping = grouped(found)
     parts = [products(fn, x, grouping.columns, "columns"), products(fn, x, grouping.rows, "rows")]
     J = jacrev(fn)(x).numpy()
-    got = decompress(found, grouping, *parts).toarray()
+    got = together(found, grouping, *parts).toarray()
     np.testing.assert_allclose(got, J, rtol=1e-12, atol=1e-12 * np.abs(J).max())
     return grouping
 
@@ -196,5 +206,5 @@ def test_any_matrix_comes_back(
         for colouring, of in ((grouping.columns, dense.T), (grouping.rows, dense))
     ]
     if pattern.nnz:
-        np.testing.assert_allclose(decompress(pattern, grouping, *sums).toarray(), dense, atol=1e-12)
+        np.testing.assert_allclose(together(pattern, grouping, *sums).toarray(), dense, atol=1e-12)
     assert grouping.products <= min(colour_columns(pattern).groups, colour_rows(pattern).groups)

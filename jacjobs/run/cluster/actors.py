@@ -1,6 +1,7 @@
 """The actors that compute and assemble: thin wrappers around plain classes, which a test can use without Ray.
 
-Only what computes imports torch: the actors that do not are smaller by 300 MiB, and there sooner.
+Only what computes imports torch, and SciPy where J is sparse: the actors that do not are smaller by 300 MiB,
+and there sooner.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jacjobs.errors import DeviceLostError, JacjobsError
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.options import ClusterOptions
 from jacjobs.planning.planner import Plan
-from jacjobs.run.assembler import Assembler
+from jacjobs.run.assembler import Assembler, BundleAssembler
 from jacjobs.run.messages import BlockId
 from jacjobs.store.writer import PartRecord
 
@@ -93,17 +94,25 @@ class WorkerActor:
         on = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
         return Tuner(self._problem, threads, on).tune(chooser, limit_seconds)
 
-    def begin(self, plan: str, trace: bytes) -> tuple[str, str]:
+    def begin(self, plan: str, trace: bytes, pattern: dict[str, NDArray[Any]] | None) -> tuple[str, str]:
         """Be ready for blocks. Returns its node, and the GPUs that it has.
 
-        trace: what became known of the problem since it was sent; empty, if nothing did.
+        trace:    what became known of the problem since it was sent; empty, if nothing did.
+        pattern:  of a sparse J, as `RunFolder.pattern` gives it.
         """
-        from jacjobs.run.worker import Worker
+        from jacjobs.run.worker import BlockWorker, Worker
 
         self._know(trace)
         made = Plan.model_validate_json(plan)
         on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
-        self._worker = Worker(self._problem, made, on)
+        self._worker: BlockWorker
+        if pattern is None:
+            self._worker = Worker(self._problem, made, on)
+        else:
+            from jacjobs.run.sparse_worker import SparseWorker
+            from jacjobs.structure.coloured import Coloured
+
+            self._worker = SparseWorker(self._problem, made, Coloured.of_arrays(pattern), on)
         del self._problem  # on a GPU, the worker has a copy there
         return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
 
@@ -136,11 +145,21 @@ class WorkerActor:
 
 
 class AssemblerActor:
-    def __init__(self, path: str, plan: str, metadata: dict[str, str]) -> None:
+    def __init__(
+        self, path: str, plan: str, metadata: dict[str, str], pattern: dict[str, NDArray[Any]] | None
+    ) -> None:
         # Arrow's default allocator keeps a third more for itself than jemalloc, which not all builds have.
         with suppress(NotImplementedError):
             pyarrow.set_memory_pool(pyarrow.jemalloc_memory_pool())
-        self._assembler = Assembler(path, Plan.model_validate_json(plan), metadata)
+        made = Plan.model_validate_json(plan)
+        self._assembler: BundleAssembler
+        if pattern is None:
+            self._assembler = Assembler(path, made, metadata)
+        else:
+            from jacjobs.run.sparse_assembler import SparseAssembler
+            from jacjobs.structure.coloured import Coloured
+
+            self._assembler = SparseAssembler(path, made, metadata, Coloured.of_arrays(pattern))
 
     def ready(self) -> str:
         return _node()

@@ -44,6 +44,7 @@ from jacjobs.run.messages import (
     WriteFailed,
 )
 from jacjobs.run.transposer import TRANSPOSES
+from jacjobs.store.folder import RunFolder
 
 ASSEMBLER_THREADS = 2
 GET_TIMEOUT_SECONDS = 60.0
@@ -76,6 +77,7 @@ class RayExecutor:
         """engaged: workers that are there already, to be taken before any is started."""
         self._payload, self._trace = ray.put(payload), payload.trace
         self._plan = plan.model_dump_json()
+        self._pattern = None if plan.groups is None else ray.put(RunFolder(path).pattern(plan.pattern))
         self._path = path
         self._metadata = metadata
         self._threads = plan.threads
@@ -112,7 +114,7 @@ class RayExecutor:
                         else start_worker(self._payload, self._threads, gpus)
                     )
                     name = self._named("worker", actor)
-                    begun = self._actors[name].begin.remote(self._plan, self._trace)
+                    begun = self._actors[name].begin.remote(self._plan, self._trace, self._pattern)
                     self._calls[begun] = Call("worker-ready", name)
                 case StartAssembler():
                     actor = ray.remote(AssemblerActor).options(
@@ -121,7 +123,9 @@ class RayExecutor:
                         max_concurrency=self._assembler_threads,
                         scheduling_strategy="SPREAD" if self._placement.assemblers > 1 else "DEFAULT",
                     )
-                    name = self._named("assembler", actor.remote(self._path, self._plan, self._metadata))
+                    name = self._named(
+                        "assembler", actor.remote(self._path, self._plan, self._metadata, self._pattern)
+                    )
                     self._calls[self._actors[name].ready.remote()] = Call("assembler-ready", name)
                 case Ping(worker):
                     self._calls[self._actors[worker].ping.remote()] = Call("ping", worker)

@@ -1,0 +1,143 @@
+"""Is J sparse, and how can all its entries be made? The user says which they are, or they are found."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+from torch import Tensor
+
+from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.errors import InputError
+from jacjobs.planning.choice import Resources
+from jacjobs.planning.planner import Facts, Way
+from jacjobs.planning.sparse import Groups, Kind, kind_of
+from jacjobs.problem import Problem
+from jacjobs.run.survey import estimator_of
+from jacjobs.structure.coloured import Coloured
+from jacjobs.structure.colouring import groupings
+from jacjobs.structure.compression import Grouped
+from jacjobs.structure.detection import MOST_ENTRIES, detect
+
+WORTH_SECONDS = 5.0
+"""A dense J that is predicted to take less is not looked at: finding its pattern takes a second or two."""
+DENSE_SHARE = 0.25
+"""A pattern with more of all entries is of no use."""
+SMALLEST = 10_000_000
+"""Entries that a pattern may have anyway."""
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """ways: what their products cost, to be planned; coloured: which entries each makes, of the same ways."""
+
+    ways: tuple[Way, ...] = ()
+    coloured: tuple[Coloured, ...] = ()
+    dense_because: str | None = None
+
+    def of(self, groups: Groups) -> Coloured:
+        return next(c for c, way in zip(self.coloured, self.ways, strict=True) if way.groups == groups)
+
+
+def look(problem: Problem, facts: Facts, asked: str, resources: Resources, most_seconds: float) -> Sparsity:
+    """Find the pattern, within about so many seconds, group its columns and rows, and see what products cost.
+
+    asked: a strategy by name, or auto. Raises InputError for a pattern of the user's that is none of J's.
+    """
+    pattern, because = _pattern(problem, most_seconds)
+    if pattern is None:
+        return Sparsity(dense_because=because)
+    found: list[tuple[Coloured, Way]] = []
+    for grouping in groupings(pattern):
+        coloured = Coloured(pattern, grouping)
+        groups = Groups(columns=coloured.columns, rows=coloured.rows, ends=coloured.ends)
+        if asked != "auto" and groups.kinds != [kind_of(asked)]:
+            continue
+        if way := _way(problem, facts, groups, resources):
+            found.append((coloured, way))
+    if not found:
+        return Sparsity(dense_because="no strategy that works makes the groups of its columns, or rows")
+    return Sparsity(tuple(way for _, way in found), tuple(coloured for coloured, _ in found))
+
+
+def _pattern(problem: Problem, most_seconds: float) -> tuple[csr_array | None, str | None]:
+    """(m, n), rows sorted; or None, and why J is dense."""
+    m, n = problem.shape.rows, problem.shape.columns
+    if problem.pattern is not None:
+        given = problem.pattern() if callable(problem.pattern) else problem.pattern
+        if not issparse(given) or given.shape != (m, n):
+            raise InputError.about(
+                "Problem pattern",
+                got=f"{type(given).__name__} of shape {getattr(given, 'shape', 'unknown')}",
+                expected=f"a SciPy sparse matrix of shape {(m, n)}: rows are outputs, columns inputs",
+            )
+        pattern = csr_array(given)
+        pattern.sum_duplicates()
+        found = csr_array((np.ones(pattern.nnz, bool), pattern.indices, pattern.indptr), shape=pattern.shape)
+    else:
+        most = min(MOST_ENTRIES, max(SMALLEST, int(DENSE_SHARE * m * n)))
+        detected = _detected(problem, most, most_seconds)
+        if detected.pattern is None:
+            return None, detected.reason
+        found = detected.pattern
+        if found.nnz > DENSE_SHARE * m * n:
+            return None, f"{found.nnz / (m * n):.0%} of its entries may be other than zero"
+    if not found.nnz:
+        return None, "none of its entries may be other than zero"
+    return found, None
+
+
+def _detected(problem: Problem, most: int, most_seconds: float) -> Any:
+    """At the first point; what others have values of their own for counts as anything."""
+    leaves = problem.at_point(0)
+    tensors = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    place = {index: i for i, index in enumerate(tensors)}
+
+    def fn(*values: Tensor) -> list[Tensor]:
+        called = list(leaves)
+        for index, value in zip(tensors, values, strict=True):
+            called[index] = value
+        return problem.call_one(called)
+
+    varying = [i for index, i in place.items() if problem.carried[index] and index not in problem.wanted]
+    with warnings.catch_warnings(action="ignore"):
+        return detect(
+            fn,
+            [leaves[index] for index in tensors],
+            [place[index] for index in problem.wanted],
+            varying=varying,
+            most=most,
+            most_seconds=most_seconds,
+        )
+
+
+def _way(problem: Problem, facts: Facts, groups: Groups, resources: Resources) -> Way | None:
+    """What products of groups cost; None where no strategy makes some of them."""
+    shape = problem.shape
+    sizes: dict[Kind, int] = {"columns": shape.columns, "rows": shape.rows}
+    # Which columns are in which group does not matter for what a product costs.
+    seeds: dict[str, Any] = {kind: Grouped.like(sizes[kind], groups.of(kind)) for kind in groups.kinds}
+    estimator = estimator_of(problem.times(seeds), resources)
+    known = {model.strategy for model in facts.models}
+    models = []
+    with warnings.catch_warnings(action="ignore"):
+        for verdict in facts.verdicts:
+            name = verdict.strategy
+            if name in known and strategy_named(name).makes in groups.kinds:
+                try:
+                    models.append(estimator.model(name))
+                except Exception:  # as a dense one it did; here it is not needed
+                    continue
+    if {kind_of(model.strategy) for model in models} != set(groups.kinds):
+        return None
+    return Way(groups=groups, models=tuple(models))
+
+
+def knowing(facts: Facts, sparsity: Sparsity, *, given: bool) -> Facts:
+    """The facts with what was found."""
+    return facts.model_copy(
+        update={"sparse": sparsity.ways, "dense_because": sparsity.dense_because, "given": given}
+    )
