@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jacjobs.run.handle import Run
     from jacjobs.store.reader import JacobianDataset
     from jacjobs.store.reader import open_run as open
+    from jacjobs.store.sparse import SparseDataset
 
 # Tensors of 2 MiB and more lie in huge pages: making a large J takes a third of the time on a CPU
 # (docs/decisions/0030). torch reads this once, when it first allocates; what the user has set stays.
@@ -24,6 +25,7 @@ __all__ = [
     "JacobianDataset",
     "Problem",
     "Run",
+    "SparseDataset",
     "attach",
     "jacobian",
     "open",
@@ -38,6 +40,7 @@ _HOMES = {
     "JacobianDataset": "jacjobs.store.reader",
     "Problem": "jacjobs.problem",
     "Run": "jacjobs.run.handle",
+    "SparseDataset": "jacjobs.store.sparse",
     "attach": "jacjobs.api",
     "jacobian": "jacjobs.autodiff.jacobian",
     "open": "jacjobs.store.reader:open_run",

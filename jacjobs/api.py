@@ -216,9 +216,10 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
         return
     # Lines of the dataset are compared, whatever the products were: each part is read once.
     works = {c.strategy for c in plan.candidates if c.reason is None}
-    by = next(name for name in CHECKERS[plan.layout] if name in works or name.endswith("loop"))
+    lines = "columns" if plan.layout == "columns" else "rows"
+    by = next(name for name in CHECKERS[lines] if name in works or name.endswith("loop"))
     stored = plan.shape.dtype
-    checker = Checker(problem, plan.layout, by, plan.check_points, every_point=True, stored=stored)
+    checker = Checker(problem, lines, by, plan.check_points, every_point=True, stored=stored)
     for piece in (piece for number in range(plan.tiling.parts) for piece in plan.pieces(number)):
         if _agrees(checker, J, piece).passed:
             continue
@@ -231,8 +232,10 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
 
 
 def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
-    entries = J[r.slices]
+    entries: Any = J[r.slices]
     try:
+        if J.record.layout == "sparse":
+            return checker.check_sparse(r.point_start, entries)
         return checker.check(r, entries)
     except Exception as error:
         raise function_error(error, f"while its products at {r} were computed") from None

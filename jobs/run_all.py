@@ -69,8 +69,10 @@ def load(path: Path, settings: Sequence[str] = (), out: Path | None = None) -> R
     return Ready(job, spec.params, getattr(module, f"{prefix}reference"), getattr(module, f"{prefix}finding"))
 
 
-def difference(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest error of an entry, relative to the largest entry."""
+def difference(got: Any, want: Any) -> float:
+    """The largest error of an entry, relative to the largest entry: of an array, or of sparse matrices."""
+    if isinstance(want, list):
+        return max(float(abs(a - b).max() / abs(b).max()) for a, b in zip(got, want, strict=True))
     return float(np.abs(got - want).max() / np.abs(want).max())
 
 

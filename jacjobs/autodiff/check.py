@@ -17,6 +17,7 @@ Source: R. Freivalds, "Probabilistic machines can use less running time", IFIP C
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,6 +125,20 @@ class Checker:
             error, within = self._compare(matrix if self._by_rows else matrix.T, expected)
             worst, passed = max(worst, error), passed and within
         return Finding(stop - start, worst, passed)
+
+    def check_sparse(self, start: int, matrices: Sequence[Any]) -> Finding:
+        """Compare the matrices of points from `start` on, each a SciPy sparse one, with a product each. What
+        is compared are rows.
+        """
+        worst, passed = 0.0, True
+        for matrix, expected in zip(matrices, self.products(start, start + len(matrices)), strict=True):
+            exact = matrix.astype(np.float64)
+            norms = np.sqrt(np.asarray(exact.power(2).sum(axis=1)).reshape(-1))
+            residuals = np.abs(exact @ self.vector - expected)
+            scale = float(np.nanmax(np.abs(expected), initial=1e-300))
+            error, wrong = judge(norms, residuals, self.precision, scale)
+            worst, passed = max(worst, error), passed and not len(wrong)
+        return Finding(len(matrices), worst, passed)
 
     def chosen(self, start: int, stop: int, products: int) -> tuple[int, int]:
         """All of these points, or a run of as many as `SHARE` of their products allow, somewhere in it."""

@@ -69,13 +69,13 @@ def _in_one_line(text: str) -> str:
 
 def plan(made: Plan) -> None:
     tiling, resources = made.tiling, made.resources
-    part = tiling.part(0).entries * made.shape.item_bytes
     free = "unknown" if resources.disk_free_bytes is None else size(resources.disk_free_bytes)
     scratch = f", {size(made.scratch_bytes)} of spills beside it" if made.scratch_bytes else ""
     how = "measured" if made.timings else "predicted"
     who = f"{count(resources.workers, 'worker')}, {resources.device.name}"
     rows = [
         ("J", f"{made.shape} (points × rows × columns), {size(made.shape.total_bytes)}"),
+        *([("pattern", pattern(made))] if made.groups is not None else []),
         (
             "dataset",
             f"{size(made.disk_bytes)} in {made.layout}, {packed(made.compression)}{scratch}; "
@@ -86,7 +86,7 @@ def plan(made: Plan) -> None:
         ("memory", f"{size(made.peak_bytes)} a worker at the peak, predicted"),
         ("time", f"{duration(made.seconds)}, {how}; start-up not counted"),
         ("blocks", f"{tiling.blocks:,} of up to {size(made.block_bytes)}"),
-        ("parts", f"{tiling.parts:,} of up to {size(part)}"),
+        ("parts", f"{tiling.parts:,} of up to {size(made.part_bytes)}"),
         ("check", checking(made)),
     ]
     print_rows(rows)
@@ -94,6 +94,21 @@ def plan(made: Plan) -> None:
     print_table(
         ("strategy", "chunk", "memory", "time", ""),
         [_candidate_row(candidate, made.strategy) for candidate in made.candidates],
+    )
+
+
+def pattern(made: Plan) -> str:
+    """Of a sparse J: how many entries, and how few products make them."""
+    groups, shape = made.groups, made.shape
+    if groups is None:
+        return ""
+    share = groups.entries / (shape.rows * shape.columns)
+    of = " and ".join(f"{groups.of(kind):,} of groups of {kind}" for kind in groups.kinds)
+    alone = min(shape.rows, shape.columns)
+    second = f", the others by {made.second.strategy}" if made.second is not None else ""
+    return (
+        f"{groups.entries:,} entries a point ({share:.2g} of all) from {count(groups.products, 'product')}: "
+        f"{of}{second}; one by one it would be {alone:,}, {alone / groups.products:,.0f} × as many"
     )
 
 

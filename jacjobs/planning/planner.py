@@ -124,6 +124,14 @@ class Plan(BaseModel):
         """Of the largest block."""
         return self.tiling.block(0, 0).entries * self.shape.item_bytes
 
+    @property
+    def part_bytes(self) -> int:
+        """Of the largest part, uncompressed."""
+        part = self.tiling.part(0)
+        if self.groups is None:
+            return part.entries * self.shape.item_bytes
+        return stored_bytes(self.shape, self.groups.entries) * part.points // self.shape.points
+
     def pieces(self, part: int) -> Iterator[Rectangle]:
         """A part of J, in pieces of at most a block's memory: of some points, or of some lines of one."""
         whole = self.tiling.part(part)
@@ -174,7 +182,7 @@ class Facts(BaseModel):
         return self.shape.model_copy(update={"dtype": output.dtype or self.shape.dtype})
 
 
-WORTH_LEAVING_OUT = 2.0
+WORTH_LEAVING_OUT = 4.0
 """Zeros are left out where that makes a plan so many times faster, and the dataset so many times smaller."""
 
 Checkers = Callable[[str], Sequence[str]]
@@ -398,7 +406,8 @@ def _candidates(
                 verdict.model_copy(update={"reason": "too large for the memory", "peak_bytes": needed})
             )
         elif verdict.reason is None and isinstance(chooser, SparseChooser):
-            reason = f"its products are {kind_of(verdict.strategy)}, of which there would be more"
+            kind = kind_of(verdict.strategy)
+            reason = f"its products are {kind}: groups of {chooser.groups.kinds[0]} take less time"
             rows.append(verdict.model_copy(update={"reason": reason}))
         else:
             rows.append(verdict)

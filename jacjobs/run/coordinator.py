@@ -28,8 +28,9 @@ from jacjobs.run.roster import most_in_flight
 from jacjobs.store.commit import reading
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.lock import RunLock
-from jacjobs.store.parts import WAITING, Parts
+from jacjobs.store.parts import WAITING
 from jacjobs.store.schema import part_name
+from jacjobs.store.sparse_parts import parts_of
 from jacjobs.store.spill import spilled
 from jacjobs.store.writer import PartRecord, describe
 
@@ -147,7 +148,7 @@ class Coordinator:
         """What is there is what the run wrote, by its footers, and by the manifest if there was one."""
         tiling = self._plan.tiling
         there = set(self._folder.part_names())
-        Parts(self._folder, self._record, before).check(there)
+        parts_of(self._folder, self._record, before).check(there)
         done = spilled(self._folder.place) if tiling.spills else set()
         left = remaining(
             tiling, lambda part: part_name(tiling.part(part)) in there, lambda b: tiling.bundle(b) in done

@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
 from jacjobs.run import bar
@@ -28,11 +25,12 @@ class FinishedBlock(NamedTuple):
     """A piece of J that is committed.
 
     rectangle:  which points, rows and columns.
-    values:     (points, rows, columns), at most a block's bytes: `J[rectangle.slices]`.
+    values:     `J[rectangle.slices]`: (points, rows, columns), at most a block's bytes; of a sparse J, which
+                comes point by point, a list of one csr_array.
     """
 
     rectangle: Rectangle
-    values: NDArray[Any]
+    values: Any
 
 
 class _Unseen:
@@ -53,7 +51,7 @@ class _Unseen:
     def read(self, rectangle: Rectangle) -> FinishedBlock:
         """One that `fresh` has just given."""
         assert self._J is not None
-        return FinishedBlock(rectangle, np.asarray(self._J[rectangle.slices]))
+        return FinishedBlock(rectangle, self._J[rectangle.slices])
 
 
 class Running(Protocol):

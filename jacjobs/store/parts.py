@@ -42,7 +42,7 @@ REMEMBERED = 64
 AHEAD = 2
 """Tasks under way for each thread: bounds memory."""
 _COLUMNS = 4
-"""Of a part: point, line, start, values."""
+"""Of a part: point, line, start (or of a sparse J: columns), values."""
 _Result = TypeVar("_Result")
 
 
@@ -88,10 +88,9 @@ class Parts:
         if manifest is not None and self.missing:
             raise StoreError(f"the manifest of {folder} lists no part with {self.missing[0]}; restore it")
 
-    def each(
-        self, wanted: Wanted, function: Callable[[Overlap, NDArray[Any]], _Result | None]
-    ) -> Iterator[_Result]:
-        """Apply `function` to what is wanted of each box: its overlap, and the entries in common.
+    def each(self, wanted: Wanted, function: Callable[[Overlap, Any], _Result | None]) -> Iterator[_Result]:
+        """Apply `function` to what is wanted of each box: its overlap, and the entries in common, an array of
+        the overlap's extent.
 
         In threads, but the results come in the order of the records. None is left out.
         """
@@ -107,7 +106,9 @@ class Parts:
             results = []
             for box, values in self._boxes(part, groups):
                 overlap = wanted.overlap(box)
-                if overlap is not None and (result := function(overlap, overlap.take(values))) is not None:
+                if overlap is None:
+                    continue
+                if (result := function(overlap, self._taken(values, box, overlap))) is not None:
                     results.append(result)
             return results
 
@@ -131,8 +132,8 @@ class Parts:
         """
         self.require(wanted)
 
-        def fill(overlap: Overlap, values: NDArray[Any]) -> None:
-            out[overlap.there] = values
+        def fill(overlap: Overlap, values: Any) -> None:
+            out[overlap.there] = self._dense(values, overlap)
 
         for _ in self.each(wanted, fill):
             pass
@@ -248,28 +249,35 @@ class Parts:
         if some:
             yield some
 
-    def _boxes(
-        self, part: Part, groups: Sequence[tuple[int, int, int]]
-    ) -> Iterator[tuple[Box, NDArray[Any]]]:
+    def _boxes(self, part: Part, groups: Sequence[tuple[int, int, int]]) -> Iterator[tuple[Box, Any]]:
         with self.open(part) as file:
             for group, first, last in groups:
                 boxes = list(boxes_of(part.box, self.stripe, first, last))
                 yield from zip(boxes, self._values(file, part, group, boxes), strict=True)
 
-    def _values(
-        self, file: pq.ParquetFile, part: Part, group: int, boxes: Sequence[Box]
-    ) -> Iterator[NDArray[Any]]:
+    def _values(self, file: pq.ParquetFile, part: Part, group: int, boxes: Sequence[Box]) -> Iterator[Any]:
         """The entries of a row group, box by box: those that were written, by their digest."""
         # Arrow's threads would not help: there is one column.
         table = file.read_row_group(group, columns=["values"], use_threads=False)
-        column = table.column("values").combine_chunks()
-        flat = column.flatten()  # minds a slice, .values does not
+        (flat,) = lists_of(table)
         counts = [box.entries for box in boxes]
-        if len(flat) != sum(counts) or group_digest(flat.to_numpy()) != self.digest(file.metadata, group):
-            where = self._place.at(part.name)
-            raise StoreError(f"{where} has other entries in row group {group} than were written; {_MEND}")
-        for box, values in zip(boxes, np.split(flat.to_numpy(), np.cumsum(counts)[:-1]), strict=True):
+        if len(flat) != sum(counts) or group_digest(flat) != self.digest(file.metadata, group):
+            raise self._others(part, group)
+        for box, values in zip(boxes, np.split(flat, np.cumsum(counts)[:-1]), strict=True):
             yield values.reshape(box.extent)
+
+    def _taken(self, values: Any, box: Box, overlap: Overlap) -> Any:
+        """What of a box's values is in common."""
+        return overlap.take(values)
+
+    def _dense(self, values: Any, overlap: Overlap) -> NDArray[Any]:
+        """What `_taken` gave, as an array of the overlap's extent."""
+        array: NDArray[Any] = values
+        return array
+
+    def _others(self, part: Part, group: int) -> StoreError:
+        where = self._place.at(part.name)
+        return StoreError(f"{where} has other entries in row group {group} than were written; {_MEND}")
 
     def digest(self, metadata: Any, group: int) -> str:
         """What the footer says is the digest of a row group's entries."""
@@ -336,6 +344,13 @@ class Parts:
         return StoreError(
             f"{self._place.at(part.name)} overlaps another part; remove the one that is not ours"
         )
+
+
+def lists_of(table: pa.Table) -> list[NDArray[Any]]:
+    """The elements of the lists of a row group, end to end: of each column of lists, in their order."""
+    columns = [table.column(field.name) for field in table.schema if field.type.num_fields]
+    # `flatten` minds a slice, `values` does not
+    return [column.combine_chunks().flatten().to_numpy() for column in columns]
 
 
 def pages_of(group: Any) -> tuple[int, int] | None:

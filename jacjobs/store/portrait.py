@@ -5,6 +5,7 @@ Memory does not grow with J, but for a number for each point, row and column.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Portrait:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Of one box: the sums of squares along each axis, and the rest as in `Portrait`."""
 
     there: Place
@@ -79,18 +80,13 @@ class _Piece:
 
 def portrait_of(source: Source, shape: tuple[int, int, int]) -> Portrait:
     """Read J once, in threads. Raises TooLargeError where a number for each row or column is too much."""
-    P, m, n = shape
-    if max(shape) > LONGEST_AXIS:
-        raise TooLargeError.about(
-            "figures of J", got=f"{max(shape):,} along an axis", expected=f"at most {LONGEST_AXIS:,}"
-        )
-    stacked = m == 1 or P * m <= STACKED_ROWS
-    grid = _Grid(P * m if stacked else m, n)
+    m = shape[1]
+    stacked, grid = stacked_grid(shape)
 
     seen = [0.0]
     """The largest absolute value so far, of any thread's pieces: only what is larger is looked for."""
 
-    def look(there: Place, values: NDArray[Any]) -> _Piece:
+    def look(there: Place, values: NDArray[Any]) -> Piece:
         with np.errstate(over="ignore", invalid="ignore"):
             exact = np.square(values, dtype=np.float64)
         by_line = exact.sum(2)
@@ -118,7 +114,7 @@ def portrait_of(source: Source, shape: tuple[int, int, int]) -> Portrait:
         else:
             lines, first = sizes.max(0), there[1].start
         where, cells = grid.reduce(lines, first, there[2].start)
-        return _Piece(
+        return Piece(
             there=there,
             entries=values.size,
             nonfinite=values.size - some.size,
@@ -132,12 +128,30 @@ def portrait_of(source: Source, shape: tuple[int, int, int]) -> Portrait:
             where=where,
         )
 
+    return look_of_all(source.pieces(look), shape, grid, stacked=stacked)
+
+
+def stacked_grid(shape: tuple[int, int, int]) -> tuple[bool, Grid]:
+    """Whether matrices stand below each other, and the cells. Raises TooLargeError as `portrait_of` does."""
+    P, m, n = shape
+    if max(shape) > LONGEST_AXIS:
+        raise TooLargeError.about(
+            "figures of J", got=f"{max(shape):,} along an axis", expected=f"at most {LONGEST_AXIS:,}"
+        )
+    stacked = m == 1 or P * m <= STACKED_ROWS
+    return stacked, Grid(P * m if stacked else m, n)
+
+
+def look_of_all(
+    pieces: Iterable[Piece], shape: tuple[int, int, int], grid: Grid, *, stacked: bool
+) -> Portrait:
+    """The pieces together, in their order."""
     squares = tuple(np.zeros(length) for length in shape)
     cells = np.full(grid.shape, np.nan)
     entries = nonfinite = zeros = 0
     low = high = np.nan
     most, largest = 0.0, None
-    for piece in source.pieces(look):
+    for piece in pieces:
         entries, zeros = entries + piece.entries, zeros + piece.zeros
         nonfinite += piece.nonfinite
         low, high = float(np.fmin(low, piece.low)), float(np.fmax(high, piece.high))
@@ -162,7 +176,7 @@ def portrait_of(source: Source, shape: tuple[int, int, int]) -> Portrait:
     )
 
 
-class _Grid:
+class Grid:
     """A matrix of `rows` × `columns`, divided into cells as equally as it goes."""
 
     def __init__(self, rows: int, columns: int) -> None:
@@ -175,6 +189,18 @@ class _Grid:
         right, second = self._cells(1, column, values.shape[1])
         largest = np.maximum.reduceat(np.maximum.reduceat(values, second, 1), first, 0)
         return (down, right), largest.astype(np.float64)
+
+    def scatter(
+        self, values: NDArray[Any], rows: NDArray[Any], columns: NDArray[Any], extent: tuple[slice, slice]
+    ) -> tuple[tuple[slice, slice], Floats]:
+        """The cells that the extent meets, and the largest of the values in each, 0 where there is none."""
+        down, _ = self._cells(0, extent[0].start, extent[0].stop - extent[0].start)
+        right, _ = self._cells(1, extent[1].start, extent[1].stop - extent[1].start)
+        cells = np.zeros((down.stop - down.start, right.stop - right.start))
+        (high, wide), (tall, long) = self.shape, self._sizes
+        there = rows * high // tall - down.start, columns * wide // long - right.start
+        np.maximum.at(cells, there, values.astype(np.float64))
+        return (down, right), cells
 
     def _cells(self, axis: int, start: int, length: int) -> tuple[slice, NDArray[np.int64]]:
         """Those that start:start + length meets, and where in it each begins."""

@@ -70,8 +70,7 @@ class Source:
 
         def kernel(overlap: Overlap, values: NDArray[Any]) -> NDArray[Any]:
             points, _, positions = overlap.there
-            made: NDArray[Any] = np.matmul(values, v[points if len(v) > 1 else slice(None), positions])
-            return made
+            return self._times(values, overlap, v[points if len(v) > 1 else slice(None), positions])
 
         return self._summed(kernel, self._wanted.extent[1], v, total, axis=1)
 
@@ -81,11 +80,19 @@ class Source:
 
         def kernel(overlap: Overlap, values: NDArray[Any]) -> NDArray[Any]:
             points, lines, _ = overlap.there
-            weights = u[points if len(u) > 1 else slice(None), lines]
-            made: NDArray[Any] = np.matmul(values.transpose(0, 2, 1), weights)
-            return made
+            return self._transposed_times(values, overlap, u[points if len(u) > 1 else slice(None), lines])
 
         return self._summed(kernel, self._wanted.extent[2], u, total, axis=2)
+
+    def _times(self, values: Any, overlap: Overlap, v: NDArray[Any]) -> NDArray[Any]:
+        """Entries of some lines, by vectors of shape (points or 1, positions, k): (points, lines, k)."""
+        made: NDArray[Any] = np.matmul(values, v)
+        return made
+
+    def _transposed_times(self, values: Any, overlap: Overlap, u: NDArray[Any]) -> NDArray[Any]:
+        """Their transpose, by vectors of shape (points or 1, lines, k): (points, positions, k)."""
+        made: NDArray[Any] = np.matmul(values.transpose(0, 2, 1), u)
+        return made
 
     def _summed(
         self, kernel: _Kernel, length: int, v: NDArray[Any], total: bool, *, axis: int
@@ -251,7 +258,7 @@ class Source:
         self._parts.read(wanted, out)
         return out
 
-    def _cast(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _cast(self, values: Any) -> Any:
         return values.astype(self._dtype, copy=False) if values.dtype == np.float16 else values
 
 

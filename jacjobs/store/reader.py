@@ -13,8 +13,8 @@ from jacjobs.shape import Rectangle, Segment, Tree
 from jacjobs.store import products
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.memory import room
-from jacjobs.store.parts import Parts
 from jacjobs.store.selection import Axis, Wanted, find_segment, parse_index
+from jacjobs.store.sparse_parts import parts_of
 
 if TYPE_CHECKING:
     import pyarrow.dataset
@@ -36,6 +36,10 @@ def open_run(path: str | Path) -> JacobianDataset:
     """
     folder = RunFolder(path)
     folder.require_run()
+    if folder.record().layout == "sparse":
+        from jacjobs.store.sparse import SparseDataset
+
+        return SparseDataset(folder)
     return JacobianDataset(folder)
 
 
@@ -60,7 +64,7 @@ class JacobianDataset:
         self._folder = folder
         self.record: RunRecord = folder.record()
         self._manifest = folder.manifest()
-        self._parts = Parts(folder, self.record, self._manifest)
+        self._parts = parts_of(folder, self.record, self._manifest)
         stored = self.record.shape
         self._rows, self._columns = range(stored.rows), range(stored.columns)
         self._outputs, self._inputs = stored.outputs, stored.inputs
@@ -321,7 +325,7 @@ class JacobianDataset:
 
     def _source(self) -> products.Source:
         rows, columns = Axis(self._rows), Axis(self._columns)
-        by_rows = self.record.layout == "rows"
+        by_rows = self.record.layout != "columns"
         lines, positions = (rows, columns) if by_rows else (columns, rows)
         wanted = Wanted(Axis(range(self.points)), lines, positions)
         return products.Source(self._parts, wanted, self.dtype, by_rows=by_rows)
@@ -330,7 +334,7 @@ class JacobianDataset:
         """Entries at all combinations, shape (points, rows, columns)."""
         extent = len(points), len(rows), len(columns)
         rows, columns = rows.shifted(self._rows.start), columns.shifted(self._columns.start)
-        by_rows = self.record.layout == "rows"
+        by_rows = self.record.layout != "columns"
         wanted = Wanted(points, rows, columns) if by_rows else Wanted(points, columns, rows)
         self._parts.require(wanted)  # before memory is taken for it
         if out is None:

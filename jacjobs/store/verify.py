@@ -13,9 +13,10 @@ from jacjobs.errors import StoreError
 from jacjobs.store.commit import reading, reason
 from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
 from jacjobs.store.parquet import MAGIC
-from jacjobs.store.parts import Part, Parts, pages_of
+from jacjobs.store.parts import Part, Parts, lists_of, pages_of
 from jacjobs.store.schema import part_rectangle
 from jacjobs.store.selection import boxes_of
+from jacjobs.store.sparse_parts import parts_of
 from jacjobs.store.writer import FOOTER_END, describe, group_digest
 
 
@@ -65,7 +66,7 @@ def verify_run(path: str) -> Verdict:
     nbytes = 0
     if not faults:
         try:
-            parts = Parts(folder, folder.record(), folder.manifest())
+            parts = parts_of(folder, folder.record(), folder.manifest())
         except StoreError as error:
             faults.append(Fault(_file_of(error, folder), str(error)))
     if parts is not None:
@@ -140,8 +141,7 @@ def _record_faults(parts: Parts, part: Part, file: pq.ParquetFile, nbytes: int) 
             yield f"row group {number} has {table.num_rows:,} records, not {last - first:,}; remove it"
             return
         boxes = list(boxes_of(part.box, parts.stripe, first, last))
-        entries = table.column("values").combine_chunks().flatten()
-        if group_digest(entries.to_numpy()) != parts.digest(file.metadata, number):
+        if group_digest(*lists_of(table)) != parts.digest(file.metadata, number):
             yield f"row group {number} has other entries than were written; remove it, then `jacjobs resume`"
         for column in parts.misplaced(table, boxes):
             yield f"row group {number} has other records than its place says ({column}); remove it"

@@ -32,7 +32,9 @@ def slow_problem(seconds: float = 0.05) -> jacjobs.Problem:
 
 
 def submit(path: Path) -> jacjobs.Run:
-    return jacjobs.submit(slow_problem(), path, address="inline", strategy="vjp/vmap", chunk=4096)
+    return jacjobs.submit(
+        slow_problem(), path, address="inline", strategy="vjp/vmap", chunk=4096, structure="dense"
+    )
 
 
 def test_a_run_can_be_watched_and_stopped_by_whoever_sees_its_folder(

@@ -83,17 +83,17 @@ def plan(facts: Facts) -> dict[str, Any]:
 def _plan_rows(made: Plan) -> Rows:
     tiling, resources = made.tiling, made.resources
     how = "measured" if made.timings else "predicted"
-    part = tiling.part(0).entries * made.shape.item_bytes
     product = "a column" if made.by_columns else "a row"
     rows = [
         ("a product", f"{product} of J"),
+        *([("pattern", render.pattern(made))] if made.groups is not None else []),
         (
             "for",
             f"{render.count(resources.workers, 'worker')} on {resources.device.name}, "
             f"{size(resources.budget_bytes)} each",
         ),
         ("blocks", f"{tiling.blocks:,} of up to {size(made.block_bytes)}: what a worker computes at a time"),
-        ("parts", f"{render.count(tiling.parts, 'file')} of up to {size(part)}"),
+        ("parts", f"{render.count(tiling.parts, 'file')} of up to {size(made.part_bytes)}"),
         ("memory", f"{size(made.peak_bytes)} a worker at the peak, predicted"),
         ("time", f"{time(made.seconds)}, {how}; start-up not counted"),
         (
