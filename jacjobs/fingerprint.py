@@ -53,6 +53,8 @@ def _marks(problem: Problem) -> dict[str, str]:
         "in_dims": repr(problem.in_dims),
         "batched": repr(problem.batched),
     }
+    if problem.pattern is not None:
+        marks["pattern"] = digest(problem.pattern)
     start = 0
     for number, child in enumerate(problem.argument_specs):
         stop = start + child.num_leaves

@@ -115,8 +115,8 @@ def newton(J: SparseDataset, grid: int = 512) -> tuple[float, float, float]:
 
 
 def without_reaction(grid: int) -> LinearOperator:
-    """(I - h α Δ)⁻¹ of both substances: what J would be inverse to, if they did not react. A Fourier transform
-    makes it diagonal; GMRES with it takes a few iterations on any grid.
+    """(I - h α Δ)⁻¹ of both substances: what J would be inverse to, if they did not react. A Fourier
+    transform makes it diagonal; GMRES with it takes a few iterations on any grid.
     """
     ring = 2 * np.cos(2 * np.pi * np.arange(grid) / grid) - 2
     eigenvalues = 1 - STEP * DIFFUSION * (grid - 1) ** 2 * (ring[:, None] + ring)

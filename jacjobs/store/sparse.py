@@ -29,7 +29,7 @@ class SparseDataset(JacobianDataset):
     >>> scipy.sparse.linalg.spsolve(J[0], residual)
 
     Products with vectors are as those of a dense one, and streamed as they are. What returns all of J is
-    sparse; `to_numpy` makes it dense.
+    sparse; `to_numpy` makes it dense. What is stored in half precision is given in single: SciPy has no half.
     """
 
     def __getitem__(self, index: Any) -> Any:

@@ -40,6 +40,8 @@ class SparseParts(Parts):
             or not self._is_sorted(columns, lengths)
         ):
             raise self._others(part, group)
+        if values.dtype == np.float16:  # SciPy has none
+            values = values.astype(np.float32)
         ends = np.concatenate([[0], np.cumsum(lengths)])
         first = 0
         for box in boxes:

@@ -16,6 +16,7 @@ from torch.func import jacrev
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
+from jacjobs.structure.coloured import Coloured
 from jacjobs.structure.colouring import (
     ORDERS,
     Colouring,
@@ -25,7 +26,6 @@ from jacjobs.structure.colouring import (
     greedy,
     group,
 )
-from jacjobs.structure.coloured import Coloured
 from jacjobs.structure.compression import Grouped
 from jacjobs.structure.detection import detect
 from tests.structure import functions
