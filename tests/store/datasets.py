@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.devices import cpu
@@ -17,7 +18,7 @@ from jacjobs.run.assembler import Assembler
 from jacjobs.run.messages import BlockId
 from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle, segments_of
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
-from jacjobs.store.writer import PartFormat, PartRecord, PartWriter, describe
+from jacjobs.store.writer import PartFormat, PartRecord, PartWriter, SparsePartWriter, describe
 
 CREATED = "2026-01-01T00:00:00+00:00"
 METADATA = {"run": "0123", "format": "1"}
@@ -104,18 +105,20 @@ def rectangles(shape: JacobianShape, form: Form) -> list[Rectangle]:
 def _write_part(
     folder: RunFolder, shape: JacobianShape, J: np.ndarray, form: Form, part: Rectangle, run: str
 ) -> PartRecord:
-    out = PartWriter(
-        folder.place,
-        part,
-        PartFormat(
-            shape=shape,
-            layout=form.layout,
-            compression=form.compression,
-            stripe=form.stripe,
-            group_records=form.group_records,
-            metadata={"format": "1", "run": run, "strategy": "vjp/vmap", "torch": VERSIONS["torch"]},
-        ),
+    how = PartFormat(
+        shape=shape,
+        layout=form.layout,
+        compression=form.compression,
+        stripe=form.stripe,
+        group_records=form.group_records,
+        metadata={"format": "1", "run": run, "strategy": "vjp/vmap", "torch": VERSIONS["torch"]},
     )
+    if form.layout == "sparse":
+        points = SparsePartWriter(folder.place, part, how, 1)
+        for point in range(part.point_start, part.point_stop):
+            points.add(point, csr_array(J[point]))
+        return points.commit()
+    out = PartWriter(folder.place, part, how)
     entries = J[part.slices]
     lines = entries if form.layout == "rows" else entries.transpose(0, 2, 1)
     out.add(part.box(form.layout), np.ascontiguousarray(lines))

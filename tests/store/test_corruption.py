@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
+from scipy.sparse import issparse
 
 import jacjobs
 from jacjobs.errors import InputError, StoreError
@@ -80,6 +81,9 @@ FORMS = {
     "stripes": ("float32", (2, 7, 8), Form(layout="columns", stripe=3, part_lines=4, group_records=5)),
     "unfinished": ("float32", (2, 8, 12), Form(compression="zstd", part_lines=4)),
     "unfinished stripes": ("float64", (2, 8, 7), Form(stripe=3, part_lines=4, group_records=5)),
+    "sparse": ("float64", (3, 8, 9), Form(layout="sparse")),
+    "sparse zstd": ("float32", (4, 9, 40), Form(layout="sparse", compression="zstd", part_points=2)),
+    "unfinished sparse": ("float32", (2, 8, 12), Form(layout="sparse")),
     "half": ("float16", (3, 6, 6), Form(layout="columns", compression="lz4", part_lines=3, group_records=2)),
 }
 
@@ -104,10 +108,12 @@ def written(root: Path, name: str) -> Base:
         outputs=segments_of([("y", (rows,))]),
         inputs=segments_of([("a", (columns // 2,)), ("b", (columns - columns // 2,))]),
     )
-    complete = name not in ("unfinished", "unfinished stripes", "half")
+    complete = not name.startswith("unfinished") and name != "half"
     without = 1 if name == "half" else None
     chance = np.random.default_rng(len(name))
     J, other = (chance.standard_normal(extent).astype(dtype) for _ in range(2))
+    if form.layout == "sparse":
+        J, other = (np.where(chance.random(extent) < 0.4, entries, 0) for entries in (J, other))
     for folder, run, entries in ((root / name, "0123", J), (root / f"another {name}", "4567", other)):
         write_dataset(folder, shape, entries, form, run=run, without=without, finished=complete)
     base = Base(name, root / name, J, files_of(root / name), files_of(root / f"another {name}"), complete)
@@ -349,13 +355,20 @@ def reads_right(base: Base, chance: np.random.Generator) -> bool:
     for index in (*areas, some):
         try:
             dataset = jacjobs.open(base.path)
-            got = dataset.to_numpy() if index == np.index_exp[:, :, :] else dataset[index]
+            got = dataset.to_numpy() if index == np.index_exp[:, :, :] else densely(dataset[index])
         except (StoreError, InputError) as error:
             right = False
             check_sentence(str(error))
         else:
             np.testing.assert_array_equal(got, base.J[index], strict=True)
     return right
+
+
+def densely(got: Any) -> Any:
+    """As an array, what a sparse dataset gives: a matrix, or a list of them; a part of one or an entry."""
+    if isinstance(got, list):
+        return np.stack([densely(each) for each in got]) if got else np.empty((0, 0, 0))
+    return got.toarray() if issparse(got) else got
 
 
 def area_of(name: str) -> tuple[slice, ...]:
@@ -385,7 +398,7 @@ def outcome(base: Base, damage: Damage, chance: np.random.Generator) -> Outcome:
 
 
 def test_the_datasets_are_sound_before_they_are_damaged(bases: list[Base]) -> None:
-    assert len(bases) == 9
+    assert len(bases) == 12
     assert sum(KINDS.values()) == 1000
     for base in bases:
         verdict = jacjobs.verify(base.path)
@@ -417,7 +430,7 @@ def test_without_digests_of_row_groups_the_same_bits_give_wrong_numbers(
     bases: list[Base], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So it is the digests that notice, and the tests would."""
-    monkeypatch.setattr(parts, "group_digest", lambda entries: "")
+    monkeypatch.setattr(parts, "group_digest", lambda *entries: "")
     monkeypatch.setattr(parts.Parts, "digest", lambda self, metadata, group: "")
     wrong = 0
     for base, _, chance in corruptions(flipped, bases):
@@ -433,7 +446,8 @@ def test_a_reader_that_checks_nothing_reads_wrong_numbers(kind: Kind, least: int
     wrong = 0
     for base, damage, _ in corruptions(kind, bases):
         # Over a damaged footer, Arrow may end the process.
-        if base.complete and (kind is foreign or footers(damage.files) == footers(base.files)):
+        dense = "sparse" not in base.name
+        if dense and base.complete and (kind is foreign or footers(damage.files) == footers(base.files)):
             J = naively_read(base)
             wrong += J is not None and not np.array_equal(J, base.J)
     assert wrong > least
