@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ from scipy.sparse import csr_array, issparse
 from torch import Tensor
 
 from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.planner import Facts, Way
@@ -116,24 +119,32 @@ def _detected(problem: Problem, most: int, most_seconds: float) -> Any:
 
 def _way(problem: Problem, facts: Facts, groups: Groups, resources: Resources) -> Way | None:
     """What products of groups cost; None where no strategy makes some of them."""
+    models = [model for model in facts.models if strategy_named(model.strategy).makes in groups.kinds]
+    if problem.points == 1:  # as one by one, but that there are fewer
+        models = [
+            model.model_copy(update={"most": min(model.most, groups.of(kind_of(model.strategy)))})
+            for model in models
+        ]
+    else:
+        models = list(_estimated(problem, [model.strategy for model in models], groups, resources))
+    if {kind_of(model.strategy) for model in models} != set(groups.kinds):
+        return None
+    return Way(groups=groups, models=tuple(models))
+
+
+def _estimated(
+    problem: Problem, names: Sequence[str], groups: Groups, resources: Resources
+) -> Iterator[CostModel]:
     shape = problem.shape
     sizes: dict[Kind, int] = {"columns": shape.columns, "rows": shape.rows}
     # Which columns are in which group does not matter for what a product costs.
     seeds: dict[str, Any] = {kind: Grouped.like(sizes[kind], groups.of(kind)) for kind in groups.kinds}
     estimator = estimator_of(problem.times(seeds), resources)
-    known = {model.strategy for model in facts.models}
-    models = []
     with warnings.catch_warnings(action="ignore"):
-        for verdict in facts.verdicts:
-            name = verdict.strategy
-            if name in known and strategy_named(name).makes in groups.kinds:
-                try:
-                    models.append(estimator.model(name))
-                except Exception:  # as a dense one it did; here it is not needed
-                    continue
-    if {kind_of(model.strategy) for model in models} != set(groups.kinds):
-        return None
-    return Way(groups=groups, models=tuple(models))
+        for name in names:
+            # One that works with one-hot seeds, and not with sums of them, there need not be.
+            with suppress(Exception):
+                yield estimator.model(name)
 
 
 def knowing(facts: Facts, sparsity: Sparsity, *, given: bool) -> Facts:

@@ -42,11 +42,22 @@ SHAPES = {
         inputs=segments_of([("input", (5,))]),
         structure=Structure(outputs=0, inputs=0, has_points=True),
     ),
+    "sparse": JacobianShape(
+        points=2,
+        rows=9,
+        columns=16,
+        dtype="float64",
+        origin="float64",
+        outputs=segments_of([("output", (9,))]),
+        inputs=segments_of(INPUTS),
+        structure=Structure(outputs=0, inputs={"dict": [0, 1], "keys": ["bias", "weight"]}, has_points=True),
+    ),
 }
-RUNS = {"rows": "901d000000000001", "columns": "901d000000000002"}
+RUNS = {"rows": "901d000000000001", "columns": "901d000000000002", "sparse": "901d000000000003"}
 FORMS = {
     "rows": Form(layout="rows", compression="zstd", part_lines=4, group_records=2),
     "columns": Form(layout="columns", compression="lz4", stripe=4, part_lines=3, group_records=4),
+    "sparse": Form(layout="sparse", compression="zstd", group_records=4),
 }
 
 
@@ -56,9 +67,17 @@ def entries(shape: JacobianShape) -> np.ndarray:
     return (number / 8 - 10).reshape(shape.points, shape.rows, shape.columns).astype(shape.dtype)
 
 
+def sparse_entries(shape: JacobianShape) -> np.ndarray:
+    """Those where j is from i to i + 2; none in row 5."""
+    row, column = np.ogrid[: shape.rows, : shape.columns]
+    kept = (row <= column) & (column <= row + 2) & (row != 5)
+    return np.where(kept, entries(shape), 0)
+
+
 def make(folder: Path) -> None:
     for name, shape in SHAPES.items():
-        write_dataset(folder / name, shape, entries(shape), FORMS[name], run=RUNS[name])
+        J = sparse_entries(shape) if name == "sparse" else entries(shape)
+        write_dataset(folder / name, shape, J, FORMS[name], run=RUNS[name])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from scipy.sparse import csr_array
 
 import jacjobs
-from tests.golden.make import FORMS, HERE, SHAPES, entries, make
+from tests.golden.make import FORMS, HERE, SHAPES, entries, make, sparse_entries
 
-DATASETS = ["rows", "columns"]
+DATASETS = ["rows", "columns", "sparse"]
 each_dataset = pytest.mark.parametrize("name", DATASETS)
+each_dense = pytest.mark.parametrize("name", ["rows", "columns"])
 
 
-@each_dataset
+@each_dense
 def test_it_opens_and_holds_what_was_written(name: str) -> None:
     J, shape = entries(SHAPES[name]), SHAPES[name]
     dataset = jacjobs.open(HERE / name)
@@ -42,7 +45,7 @@ def test_it_opens_and_holds_what_was_written(name: str) -> None:
     assert verdict.parts == 4
 
 
-@each_dataset
+@each_dense
 def test_slices_and_products_of_it_are_those_of_the_matrix(name: str) -> None:
     J, dataset = entries(SHAPES[name]), jacjobs.open(HERE / name)
     for index in (
@@ -74,7 +77,49 @@ def test_the_tree_of_it_has_the_structure_of_the_functions_output_and_input() ->
     np.testing.assert_array_equal(jacjobs.open(HERE / "columns").tree(), entries(SHAPES["columns"]))
 
 
-@each_dataset
+def test_a_sparse_one_opens_and_holds_what_was_written() -> None:
+    J, dataset = sparse_entries(SHAPES["sparse"]), jacjobs.open(HERE / "sparse")
+    assert isinstance(dataset, jacjobs.SparseDataset)
+    assert dataset.complete
+    assert len(dataset.part_names) == 2
+    np.testing.assert_array_equal(dataset.to_numpy(), J, strict=True)
+    for point in range(2):
+        matrix = dataset[point]
+        assert isinstance(matrix, csr_array)
+        assert matrix.nnz == 3 * 8
+        np.testing.assert_array_equal(matrix.toarray(), J[point])
+    np.testing.assert_array_equal(dataset[1, 2:6, "weight"].toarray(), J[1, 2:6, 4:])
+    v, u = np.arange(J.shape[2]), np.arange(J.shape[1])
+    np.testing.assert_array_equal(dataset @ v, J @ v)
+    np.testing.assert_array_equal(u @ dataset, u @ J)
+    assert jacjobs.verify(HERE / "sparse").sound
+
+
+def test_a_parquet_reader_that_follows_the_format_reads_a_sparse_one() -> None:
+    plan = json.loads((HERE / "sparse/_jacjobs/plan.json").read_text())
+    shape = plan["shape"]
+    assert plan["layout"] == "sparse"
+    J = np.zeros((shape["points"], shape["rows"], shape["columns"]), shape["dtype"])
+    for path in (HERE / "sparse").glob("part-*.parquet"):
+        part = pq.ParquetFile(path)
+        said = {key.decode(): value.decode() for key, value in part.metadata.metadata.items()}
+        assert part.schema_arrow.names == ["point", "row", "columns", "values"]
+        assert said["jacjobs.layout"] == "sparse"
+        p0, p1, r0, r1, *_ = map(int, said["jacjobs.rectangle"].split(","))
+        records = part.read().to_pylist()
+        assert [(r["point"], r["row"]) for r in records] == list(product(range(p0, p1), range(r0, r1)))
+        for number in range(part.num_row_groups):
+            table = part.read_row_group(number)
+            lists = [table[name].combine_chunks().flatten() for name in ("columns", "values")]
+            raw = b"".join(flat.to_numpy().tobytes() for flat in lists)
+            assert said["jacjobs.groups"][16 * number :][:16] == xxhash.xxh3_64_hexdigest(raw)
+        for record in records:
+            assert record["columns"] == sorted(set(record["columns"]))
+            J[record["point"], record["row"], record["columns"]] = record["values"]
+    np.testing.assert_array_equal(J, sparse_entries(SHAPES["sparse"]), strict=True)
+
+
+@each_dense
 def test_a_parquet_reader_that_follows_the_format_reads_the_same(name: str) -> None:
     """By arithmetic: from names and the place of a record, as docs/format.md says. The records agree."""
     plan = json.loads((HERE / name / "_jacjobs/plan.json").read_text())
@@ -152,7 +197,7 @@ def written(path: Path) -> list[dict[str, Any]]:
 
 def test_all_of_it_is_in_git() -> None:
     files = [path.relative_to(HERE).as_posix() for name in DATASETS for path in (HERE / name).rglob("*.*")]
-    assert len(files) == 12
+    assert len(files) == 16
     ignored = subprocess.run(["git", "check-ignore", *files], cwd=HERE, capture_output=True, check=False)
     if ignored.returncode != 128:  # 128: not a checkout
         assert ignored.stdout == b""
