@@ -41,6 +41,8 @@ def planned(plan: Plan, path: str) -> Event:
         bytes=plan.shape.total_bytes,
         strategy=plan.strategy,
         chunk=plan.chunk,
+        entries=None if plan.groups is None else plan.groups.entries * plan.shape.points,
+        products=None if plan.groups is None else plan.groups.products,
         blocks=plan.tiling.blocks,
         parts=plan.tiling.parts,
         workers=plan.resources.workers,
@@ -50,9 +52,10 @@ def planned(plan: Plan, path: str) -> Event:
 
 def progressed(now: Progress, plan: Plan) -> Event:
     """`row_entries` and `entry_bytes` make rows and bytes of the entries that are counted."""
-    return _event(
-        "progress", **asdict(now), row_entries=plan.shape.columns, entry_bytes=plan.shape.item_bytes
-    )
+    row_entries: float = plan.shape.columns
+    if plan.groups is not None:
+        row_entries = plan.groups.entries / plan.shape.rows
+    return _event("progress", **asdict(now), row_entries=row_entries, entry_bytes=plan.shape.item_bytes)
 
 
 def noted(text: str) -> Event:

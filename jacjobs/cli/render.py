@@ -187,8 +187,11 @@ def event(what: Event) -> None:
         case "plan":
             blocks, parts = count(what["blocks"], "block"), count(what["parts"], "part")
             workers = f"{count(what['workers'], 'worker')}, {what['device']}"
+            few = ""
+            if what["entries"] is not None:
+                few = f", sparse ({what['entries']:,} entries, {count(what['products'], 'product')} a point)"
             note(
-                f"J is {what['shape']}, {size(what['bytes'])}: {what['strategy']}, chunks of "
+                f"J is {what['shape']}, {size(what['bytes'])}{few}: {what['strategy']}, chunks of "
                 f"{what['chunk']:,}, {blocks}, {parts} → {what['path']} ({workers})"
             )
         case "complete":
@@ -238,10 +241,16 @@ def summary(content: dict[str, Any]) -> None:
     print_rows(rows)
 
 
+def _zeros(content: dict[str, Any]) -> str:
+    others = round(content["entries"] * (1 - content["zeros"]))
+    few = 0.99 < content["zeros"] < 1
+    return f"all but {others:,} are zero" if few else f"{content['zeros']:.1%} zero"
+
+
 def _figures(content: dict[str, Any]) -> list[tuple[str, str]]:
     """Norms, extremes and singular values."""
     P, m, n = content["shape"]
-    extremes = f"{_figure(content['min'])} to {_figure(content['max'])}, {content['zeros']:.1%} zero"
+    extremes = f"{_figure(content['min'])} to {_figure(content['max'])}, {_zeros(content)}"
     if content["largest"] is not None:
         extremes += "; largest at J[{:,}, {:,}, {:,}]".format(*content["largest"])
     rows = [("entries", extremes)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 Index = NDArray[np.int64]
 NONE = -1
@@ -89,6 +89,20 @@ class Pattern:
 
     def mapped(self, to: Index, source: Index, count: int) -> Pattern:
         """Of `count` elements: element to[i] depends on what source[i] does, for every i."""
-        ones = np.ones(len(to), bool)
-        sums = csr_array((ones, (to, source)), shape=(count, len(self)))
-        return Pattern(sums @ self.matrix, self._most)
+        sums = csr_array((np.ones(len(to), bool), (to, source)), shape=(count, len(self)))
+        # What they can have, if none of a row's elements depend on the same: some rows at a time, as many as
+        # can be no more than all may have.
+        each = np.diff(self.matrix.indptr).astype(np.int64)
+        most = np.cumsum(sums.astype(np.int64) @ each)
+        parts, first, entries = [], 0, 0
+        while first < count:
+            before = most[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(most, before + self._most, "right")))
+            parts.append(sums[first:last] @ self.matrix)
+            entries += parts[-1].nnz
+            if entries > self._most:
+                raise TooDenseError(f"more than {self._most:,} entries")
+            first = last
+        if len(parts) <= 1:
+            return Pattern(parts[0], self._most) if parts else Pattern.empty(0, self.n, self._most)
+        return Pattern(csr_array(vstack(parts, format="csr")), self._most)

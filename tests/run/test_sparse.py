@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from jacjobs import Problem, SparseDataset
 from jacjobs.errors import CheckError, InputError, NonFiniteError, StoreError
 from jacjobs.planning import sparse as cutting
 from jacjobs.structure.compression import Grouped
+from tests.faults.job import actors, wait_for
 from tests.structure import functions
 from tests.structure.functions import randn
 
@@ -370,3 +373,39 @@ def test_single_precision_and_another_dtype_on_disk(tmp_path: Path) -> None:
     np.testing.assert_allclose(J.to_numpy()[0], jacrev(functions.heat)(x).numpy(), rtol=1e-3)
     v = np.ones(SIZE)
     np.testing.assert_allclose(J @ v, (J.to_numpy().astype(float) @ v), rtol=1e-5, atol=1e-5)
+
+
+# -- on Ray --------------------------------------------------------------------------------------------------
+
+
+def slowly_beyond(x: Tensor) -> Tensor:
+    time.sleep(0.02)
+    return beyond(x)
+
+
+def parts(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.glob("part-*")}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("victim", ["worker", "assembler"])
+def test_on_ray_who_dies_changes_no_byte(
+    victim: str, cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job whose pattern is wrong at every second point."""
+    cut_small(monkeypatch)
+    X = randn(40, SIZE, seed=3)
+    X[:, 0] = torch.tensor([1.0, -1.0]).repeat(20)
+    problem = Problem(slowly_beyond, (X,), in_dims=0, pattern=tridiagonal())
+    options = {"strategy": "jvp/loop", "structure": "sparse"}
+    jacjobs.submit(problem, tmp_path / "quiet", address="inline", **options).wait()
+    run_of = jacjobs.submit(problem, tmp_path / "run", workers=2, **options)
+    wait_for(lambda: len(parts(tmp_path / "run")) > 2, 60)
+    for actor in actors({"worker": "WorkerActor", "assembler": "AssemblerActor"}[victim])[:1]:
+        actor.send_signal(signal.SIGKILL)
+    manifest = run_of.wait()
+    assert manifest.attempts[-1].failures_total
+    assert parts(tmp_path / "run") == parts(tmp_path / "quiet")
+    assert len(manifest.parts) > 5
+    check_equal(jacjobs.open(tmp_path / "run"), vmap(jacrev(beyond))(X).numpy())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.func import jacrev
 
 from jacjobs.structure.detection import detect
+from jacjobs.structure.rules.call import RULES
 from tests.structure import functions
 from tests.structure.functions import OPERATORS, SHAPE, randn
 
@@ -175,6 +179,80 @@ def test_indices_that_depend_on_the_inputs_mean_all_that_they_may() -> None:
     x = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
     assert pattern(lambda x: x.index_select(0, x.argmax()[None]), x).all()
     assert pattern(lambda x: x[x.argsort()[:1]] * 2, x).all()
+
+
+def test_what_varies_counts_as_anything() -> None:
+    """Indices and factors of one point say nothing of the others."""
+    x, places, weights = randn(6), torch.tensor([0, 0, 1]), torch.zeros(6, dtype=torch.float64)
+
+    def fn(x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        return torch.cat([x[places], x * weights])
+
+    fixed = detect(fn, [x, places, weights], [0]).pattern
+    varying = detect(fn, [x, places, weights], [0], varying=[1, 2]).pattern
+    assert fixed is not None
+    assert varying is not None
+    assert fixed.nnz == 3
+    assert (varying.toarray() == np.vstack([np.ones((3, 6)), np.eye(6)])).all()
+
+
+def test_what_takes_too_long_is_dense() -> None:
+    found = detect(functions.brusselator, [randn(2 * 8**2)], [0], most_seconds=0.0)
+    assert found.pattern is None
+    assert found.reason == "its pattern was not found in 0 s"
+
+
+def test_a_rule_that_fails_means_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(call: Any) -> Any:
+        raise ValueError("what is this?")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.roll, broken)
+    found = detect(functions.burgers, [randn(8)], [0])
+    assert found.pattern is None
+    assert found.reason == "its pattern cannot be found: what is this?"
+
+
+def peak_of(code: str) -> float:
+    """MiB of a process that runs this, at the peak."""
+    whole = f"""
+import resource, time, torch
+from jacjobs.structure.colouring import group
+from jacjobs.structure.detection import detect
+began = time.perf_counter()
+{code}
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    seconds, mib = map(float, done.stdout.split())
+    print(f"{seconds:.1f} s, {mib:,.0f} MiB")
+    return mib
+
+
+@pytest.mark.timeout(120)
+def test_a_million_rows_of_ten_entries_take_less_than_two_gib() -> None:
+    mib = peak_of(
+        """
+shifts = (0, 1, -1, 2, -2, 999, 1000, -1000, 1001, -1001)
+fn = lambda x: sum((x.roll(k) * (k + 1)).sin() for k in shifts).square()
+pattern = detect(fn, [torch.linspace(0, 1, 1_000_000)], [0]).pattern
+assert pattern.nnz == 10_000_000 and pattern.indices.dtype == "int32"
+assert group(pattern).products < 30
+"""
+    )
+    assert mib < 2048
+
+
+def test_what_is_dense_takes_little_memory_to_find_that_out() -> None:
+    """Of a matrix product whose pattern would have 40 million entries, and of what follows 40 billion."""
+    mib = peak_of(
+        """
+W = torch.ones(2_000, 20_000)
+found = detect(lambda x: (W @ x)[:, None] * torch.ones(1000), [torch.ones(20_000)], [0], most=50_000_000)
+assert "too dense" in found.reason
+"""
+    )
+    assert mib < 2048
 
 
 def test_above_a_budget_it_is_dense_and_says_so() -> None:
