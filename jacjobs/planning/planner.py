@@ -5,9 +5,9 @@ resources and the options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
@@ -118,6 +118,13 @@ class Plan(BaseModel):
     disk_bytes: int
     scratch_bytes: int
     timings: tuple[Timing, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_sparse_throughout(self) -> Self:
+        sparse = self.groups is not None
+        if sparse != isinstance(self.tiling, SparseTiling) or sparse != (self.layout == "sparse"):
+            raise ValueError("it is sparse in parts")
+        return self
 
     @property
     def block_bytes(self) -> int:

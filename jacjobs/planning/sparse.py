@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import WRITE_BYTES_PER_SECOND, Chooser, Resources, Timing, is_by_rows
@@ -38,6 +38,8 @@ ROW_BYTES = 18
 
 
 Kind = Literal["columns", "rows"]
+Ends = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+"""Numbers of entries, each with those before it."""
 
 
 class Groups(BaseModel):
@@ -49,9 +51,15 @@ class Groups(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    columns: int
-    rows: int
-    ends: tuple[int, ...]
+    columns: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=0)]
+    ends: Ends
+
+    @model_validator(mode="after")
+    def _has_as_many_ends_as_products(self) -> Self:
+        if len(self.ends) != self.columns + self.rows:
+            raise ValueError(f"{self.columns + self.rows:,} products end at {len(self.ends):,} places")
+        return self
 
     @property
     def products(self) -> int:
@@ -60,7 +68,7 @@ class Groups(BaseModel):
     @property
     def entries(self) -> int:
         """Of a point."""
-        return self.ends[-1] if self.ends else 0
+        return self.ends[-1]
 
     @property
     def kinds(self) -> list[Kind]:
@@ -88,8 +96,14 @@ class SparseTiling(Cut):
     layout: Literal["sparse"] = "sparse"
     part_points: Count
     block_points: Count
-    stops: tuple[Count, ...]
-    ends: tuple[int, ...]
+    stops: Annotated[tuple[Count, ...], Field(min_length=1)]
+    ends: Ends
+
+    @model_validator(mode="after")
+    def _counts_entries_at_every_stop(self) -> Self:
+        if len(self.ends) != len(self.stops):
+            raise ValueError(f"{len(self.stops):,} ranges of products end at {len(self.ends):,} places")
+        return self
 
     @property
     def parts(self) -> int:

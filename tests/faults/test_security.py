@@ -37,7 +37,7 @@ from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
 from jacjobs.store.parts import Parts
 from jacjobs.store.place import place_of
 from jacjobs.store.schema import part_name, part_rectangle
-from jacjobs.store.writer import describe
+from jacjobs.store.writer import PartFormat, SparsePartWriter, describe, group_digest
 from tests.store.datasets import Form, write_dataset
 
 PACKAGE = Path(jacjobs.__file__).parent
@@ -168,12 +168,89 @@ def bounded(seconds: float = SECONDS, mib: int = 200) -> Iterator[None]:
 
 
 def test_what_nobody_forged_reads_and_is_sound_signed_again_too(tmp_path: Path) -> None:
-    for number, form in enumerate((Form(), Form(layout="columns", stripe=3, compression="zstd"))):
+    forms = (Form(), Form(layout="columns", stripe=3, compression="zstd"), Form(layout="sparse"))
+    for number, form in enumerate(forms):
         path = small_run(tmp_path / str(number), form)
         assert refusals(path) == {}
         forge(path, lambda plan, manifest: None)
         assert refusals(path) == {}
         np.testing.assert_array_equal(jacjobs.open(path).to_numpy(), ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ([6, 1, 2], 3),
+        ([-1, 1, 2], 3),
+        ([2**31 - 1, 3, 4], 3),
+        ([2, 1, 0], 3),
+        ([1, 1, 2], 3),
+        ([0, 1, 2], 2),
+        ([0, 1, 2], 4),
+    ],
+)
+def test_columns_that_no_row_has_lead_nobody_out_of_his_arrays(
+    columns: list[int], values: int, tmp_path: Path
+) -> None:
+    """Of a sparse J: SciPy takes them as they are."""
+    path = small_run(tmp_path / "run", Form(layout="sparse"))
+    folder = RunFolder(path)
+    names = folder.part_names()
+    how = PartFormat(shape=SHAPE, layout="sparse", group_records=3, metadata={"run": "0123", "format": "1"})
+    part = part_rectangle(names[0])
+    assert part is not None
+    out = SparsePartWriter(folder.place, part, how, 1)
+    lengths = np.array([3, 0, 3, 3])
+    where = np.concatenate([[0, 1, 2], columns, [3, 4, 5]]).astype(np.int32)
+    entries = np.ones(6 + values, np.float32)
+    if values == 3:
+        out._add((np.zeros(4, np.int64), np.arange(4)), lengths, where, entries)
+        made = out.commit()
+    else:
+        out.discard()
+        (path / names[0]).write_bytes(unequal(lengths, where, entries, values, how, path / names[0]))
+        made = describe(folder.place, names[0])
+
+    def change(plan: JSON, manifest: JSON) -> None:
+        manifest["parts"][0] = made.model_dump(mode="json")
+
+    forge(path, change)
+    said = refusals(path)
+    assert said
+    assert {name for name in READS if name != "dataset"} >= set(said) - {"dataset"}
+    for name in ("to_numpy", "matmul", "point"):
+        assert "has other entries in row group" in said[name]
+
+
+def unequal(
+    lengths: np.ndarray, where: np.ndarray, entries: np.ndarray, values: int, how: PartFormat, path: Path
+) -> bytes:
+    """A part whose third record has more or fewer values than columns, by pyarrow."""
+    old = pq.ParquetFile(path)
+    others = np.array([3, 0, values, 3])
+    lists = [
+        pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(each)]), pa.int32()), pa.array(flat))
+        for each, flat in ((lengths, where), (others, entries))
+    ]
+    schema = old.schema_arrow
+    table = pa.table(
+        [
+            pa.array(np.zeros(4, np.int64)),
+            pa.array(np.arange(4)),
+            *(li.cast(f.type) for li, f in zip(lists, list(schema)[2:], strict=True)),
+        ],
+        schema=schema,
+    )
+    groups = ""
+    for first in (0, 3):
+        some = table.slice(first, 3)
+        flats = [some[name].combine_chunks().flatten().to_numpy() for name in ("columns", "values")]
+        groups += group_digest(*flats)
+    metadata = {**old.metadata.metadata, b"jacjobs.groups": groups.encode()}
+    metadata.pop(b"ARROW:schema")
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, row_group_size=3, use_dictionary=False)
+    return bytes(sink.getvalue())
 
 
 # -- no code is run ------------------------------------------------------------------------------------------
