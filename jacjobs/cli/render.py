@@ -103,12 +103,17 @@ def pattern(made: Plan) -> str:
     if groups is None:
         return ""
     share = groups.entries / (shape.rows * shape.columns)
-    of = " and ".join(f"{groups.of(kind):,} of groups of {kind}" for kind in groups.kinds)
-    alone = min(shape.rows, shape.columns)
-    second = f", the others by {made.second.strategy}" if made.second is not None else ""
+    if made.second is None:
+        products = f"{count(groups.products, 'product')} of groups of {groups.kinds[0]}"
+    else:
+        products = (
+            f"{groups.columns:,} products of groups of columns and {groups.rows:,} of groups of rows "
+            f"({made.second.strategy})"
+        )
+    took = "" if made.dense_seconds is None else f", in {duration(made.dense_seconds)}"
     return (
-        f"{groups.entries:,} entries a point ({share:.2g} of all) from {count(groups.products, 'product')}: "
-        f"{of}{second}; one by one it would be {alone:,}, {alone / groups.products:,.0f} × as many"
+        f"{groups.entries:,} entries a point ({share:.2g} of all) from {products}; one by one it would be "
+        f"{min(shape.rows, shape.columns):,} products{took}"
     )
 
 

@@ -83,6 +83,7 @@ class Plan(BaseModel):
     groups:          of a sparse J: the products that make its entries; None, if it is dense.
     second:          of a sparse J that takes products of both kinds, how those of rows are made.
     pattern:         the digest of the file that holds the pattern; empty until there is one.
+    dense_seconds:   what all products would take, one by one; None, if J is dense or they do not fit.
     leaner:          strategies for a device on which one product of `strategy` does not fit after all.
     resources:       what the plan was made for.
     peak_bytes, seconds, disk_bytes:  predicted: for one worker, for all of J, for the dataset.
@@ -110,6 +111,7 @@ class Plan(BaseModel):
     groups: Groups | None = None
     second: Second | None = None
     pattern: str = ""
+    dense_seconds: float | None = None
     leaner: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...]
     resources: Resources
@@ -323,6 +325,7 @@ class Planner:
             group_records=rows_in_a_group(shape, groups.entries),
             groups=groups,
             second=_second(others, checkers),
+            dense_seconds=self._dense_seconds(),
             leaner=() if others else _leaner(first, facts),
             candidates=_candidates(facts, self._compute.strategy, chooser, {e.strategy: e for e in ranked}),
             resources=resources,
@@ -332,6 +335,11 @@ class Planner:
             scratch_bytes=0,
             timings=tuple(timings),
         )
+
+    def _dense_seconds(self) -> float | None:
+        """Of the fastest, whether there is room on the disk or not."""
+        chooser = chooser_for(self._facts, self._compute, self._output, self._resources)
+        return next((estimate.seconds for estimate in chooser.ranked()), None)
 
     def _checker(self, strategy: str, models: Sequence[CostModel]) -> CostModel | None:
         if self._compute.check == "off":
