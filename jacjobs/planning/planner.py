@@ -5,7 +5,7 @@ resources and the options.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -251,35 +251,27 @@ class Planner:
         return best
 
     def dense(self, timings: Sequence[Timing] = ()) -> Plan:
-        facts, output, resources, shape = self._facts, self._output, self._resources, self._shape
-        chooser = chooser_for(facts, self._compute, output, resources, timings=timings)
+        """Raises InputError where no strategy fits the memory, or the dataset not the disk."""
+        output, resources, shape = self._output, self._resources, self._shape
+        chooser = chooser_for(self._facts, self._compute, output, resources, timings=timings)
         ranked = chooser.ranked()
         if not ranked:
             raise _too_large(chooser, resources)
         best = ranked[0]
         tiling = chooser.tiling(chooser.models[best.strategy], best.chunk, best.product_seconds)
+        compression = _compression(self._facts, output)
         disk_bytes, scratch_bytes = _disk(shape, tiling, resources.workers)
-        _check_disk(disk_bytes, scratch_bytes, resources, output.path, _compression(facts, output))
-        checker = self._checker(best.strategy, facts.models)
-        return Plan(
-            shape=shape,
-            strategy=best.strategy,
-            chunk=best.chunk,
-            by_columns=not is_by_rows(best.strategy),
+        _check_disk(disk_bytes, scratch_bytes, resources, output.path, compression)
+        return self._frozen(
+            best,
+            self._candidates(chooser, ranked),
             tiling=tiling,
-            checked_by=None if checker is None else checker.strategy,
             check_all=self._compute.check == "all",
-            check_points=1 if checker is None else _check_points(checker, best.chunk, resources),
-            threads=self._cluster.cpus_per_worker,
-            nonfinite=self._compute.nonfinite,
-            block_timeout=self._compute.block_timeout,
             layout=output.layout,
-            compression=_compression(facts, output),
+            compression=compression,
             stripe=stripe_of(tiling.length, shape.item_bytes),
             group_records=records_in_a_group(tiling.length, shape.item_bytes),
-            leaner=_leaner(best, facts),
-            candidates=_candidates(facts, self._compute.strategy, chooser, {e.strategy: e for e in ranked}),
-            resources=resources,
+            leaner=_leaner(best, self._facts),
             peak_bytes=best.peak_bytes,
             seconds=best.seconds,
             disk_bytes=disk_bytes,
@@ -288,9 +280,9 @@ class Planner:
         )
 
     def sparse(self, groups: Groups, timings: Sequence[Timing] = ()) -> Plan:
-        """Of these groups' products."""
-        facts, output, resources, shape = self._facts, self._output, self._resources, self._shape
-        chooser = chooser_for(facts, self._compute, output, resources, groups, timings)
+        """Of these groups' products. Raises InputError as `dense` does."""
+        output, resources, shape = self._output, self._resources, self._shape
+        chooser = chooser_for(self._facts, self._compute, output, resources, groups, timings)
         assert isinstance(chooser, SparseChooser)
         ranked = chooser.ranked()
         best: dict[Kind, Estimate] = {}
@@ -299,36 +291,25 @@ class Planner:
         if set(best) != set(groups.kinds):
             raise _too_large(chooser, resources)
         first, *others = [best[kind] for kind in groups.kinds]
-        paces = {
-            kind: Pace(chunk=each.chunk, product_seconds=each.product_seconds) for kind, each in best.items()
-        }
         disk_bytes = stored_bytes(shape, groups.entries)
         compression: Compression = "none" if output.compression == "auto" else output.compression
         _check_disk(disk_bytes, 0, resources, output.path, compression)
-        checkers = {each.strategy: self._checker(each.strategy, facts.models) for each in best.values()}
-        checker = checkers[first.strategy]
-        return Plan(
-            shape=shape,
-            strategy=first.strategy,
-            chunk=first.chunk,
-            by_columns=not is_by_rows(first.strategy),
+        paces = {
+            kind: Pace(chunk=each.chunk, product_seconds=each.product_seconds) for kind, each in best.items()
+        }
+        return self._frozen(
+            first,
+            self._candidates(chooser, ranked),
             tiling=chooser.cut(paces),
-            checked_by=None if checker is None else checker.strategy,
-            check_all=self._compute.check == "all" or facts.given,
-            check_points=1 if checker is None else _check_points(checker, first.chunk, resources),
-            threads=self._cluster.cpus_per_worker,
-            nonfinite=self._compute.nonfinite,
-            block_timeout=self._compute.block_timeout,
+            check_all=self._compute.check == "all" or self._facts.given,
             layout="sparse",
             compression=compression,
             stripe=None,
             group_records=rows_in_a_group(shape, groups.entries),
             groups=groups,
-            second=_second(others, checkers),
+            second=self._second(others[0]) if others else None,
             dense_seconds=self._dense_seconds(),
-            leaner=() if others else _leaner(first, facts),
-            candidates=_candidates(facts, self._compute.strategy, chooser, {e.strategy: e for e in ranked}),
-            resources=resources,
+            leaner=() if others else _leaner(first, self._facts),
             peak_bytes=max(each.peak_bytes for each in best.values()),
             seconds=sum(each.seconds for each in best.values()),
             disk_bytes=disk_bytes,
@@ -336,24 +317,43 @@ class Planner:
             timings=tuple(timings),
         )
 
+    def _frozen(self, best: Estimate, candidates: tuple[Candidate, ...], **others: Any) -> Plan:
+        """With what all plans have."""
+        checker = self._checker(best.strategy)
+        return Plan(
+            shape=self._shape,
+            strategy=best.strategy,
+            chunk=best.chunk,
+            by_columns=not is_by_rows(best.strategy),
+            checked_by=None if checker is None else checker.strategy,
+            check_points=1 if checker is None else _check_points(checker, best.chunk, self._resources),
+            threads=self._cluster.cpus_per_worker,
+            nonfinite=self._compute.nonfinite,
+            block_timeout=self._compute.block_timeout,
+            candidates=candidates,
+            resources=self._resources,
+            **others,
+        )
+
+    def _second(self, estimate: Estimate) -> Second:
+        checker = self._checker(estimate.strategy)
+        by = None if checker is None else checker.strategy
+        return Second(strategy=estimate.strategy, chunk=estimate.chunk, checked_by=by)
+
+    def _candidates(self, chooser: Chooser, ranked: Sequence[Estimate]) -> tuple[Candidate, ...]:
+        fitting = {estimate.strategy: estimate for estimate in ranked}
+        return _candidates(self._facts, self._compute.strategy, chooser, fitting)
+
     def _dense_seconds(self) -> float | None:
         """Of the fastest, whether there is room on the disk or not."""
         chooser = chooser_for(self._facts, self._compute, self._output, self._resources)
         return next((estimate.seconds for estimate in chooser.ranked()), None)
 
-    def _checker(self, strategy: str, models: Sequence[CostModel]) -> CostModel | None:
+    def _checker(self, strategy: str) -> CostModel | None:
         if self._compute.check == "off":
             return None
         found = (_model(self._facts, name) for name in self._checkers(strategy))
         return next((model for model in found if model is not None), None)
-
-
-def _second(others: Sequence[Estimate], checkers: dict[str, CostModel | None]) -> Second | None:
-    for each in others:
-        checker = checkers[each.strategy]
-        by = None if checker is None else checker.strategy
-        return Second(strategy=each.strategy, chunk=each.chunk, checked_by=by)
-    return None
 
 
 def _is_worth(sparse: Plan, dense: Plan) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from jacjobs.autodiff.block import Pace, compute_block
+from jacjobs.autodiff.catalogue import eager_name
 from jacjobs.autodiff.check import Checker, judge
 from jacjobs.autodiff.words import tolerance
 from jacjobs.errors import CheckError
@@ -157,7 +158,8 @@ class _Half:
             return values, findings
         everywhere = where.point_start, where.point_stop  # where one point is wrong, others may be
         _, wrong = self._wrong(where, share, values, *everywhere)
-        for by in (self.pace.strategy, RECOMPUTED_BY[self.kind]):
+        # Of a compiled strategy, what it compiles: for a few lines that takes too long.
+        for by in (eager_name(self.pace.strategy), RECOMPUTED_BY[self.kind]):
             mended = self._mended(where, share, values, wrong, by)
             error, still = self._wrong(where, share, mended, *everywhere)
             if not still:
