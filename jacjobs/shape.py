@@ -19,7 +19,7 @@ ITEM_BYTES = {"float16": 2, "float32": 4, "float64": 8}
 
 
 DenseLayout = Literal["rows", "columns"]
-Layout = DenseLayout | Literal["sparse"]
+Layout = Literal["rows", "columns", "sparse"]
 """What a record of a dataset holds: (a stripe of) a row of J, or of a column; or of a row, the entries that
 may be other than zero.
 """
