@@ -30,13 +30,14 @@ from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Facts, Plan, Planner, chooser_for
+from jacjobs.planning.sparse import SparseChooser
 from jacjobs.problem import Problem, function_error
 from jacjobs.run.address import INLINE, LOCAL, check_address
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.handle import Run
 from jacjobs.run.lookout import Lookout
 from jacjobs.run.resources import check_budget, resources_here, resources_named, uses_gpu
-from jacjobs.run.sparsity import WORTH_SECONDS, Sparsity, knowing, look
+from jacjobs.run.sparsity import Sparsity, knowing, look
 from jacjobs.run.survey import survey
 from jacjobs.run.tradeoff import Reading, readings
 from jacjobs.run.tuner import Tuner, seconds_for
@@ -44,23 +45,32 @@ from jacjobs.shape import Rectangle
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.verify import Fault, Verdict, verify_run
+from jacjobs.structure.compression import Grouped
 from jacjobs.structure.detection import MOST_SECONDS
 
-THE_RESULT = {
-    "shape",
-    "strategy",
-    "chunk",
-    "second",
-    "tiling",
-    "pattern",
-    "threads",
-    "compression",
-    "stripe",
-    "group_records",
+THE_RESULT: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "shape",
+            "strategy",
+            "chunk",
+            "tiling",
+            "pattern",
+            "threads",
+            "compression",
+            "stripe",
+            "group_records",
+        ),
+        True,
+    ),
+    "second": {"strategy": True, "chunk": True},
 }
 """Of a plan: what decides what is written."""
-LOOKING_SHARE = 0.1
-"""Of what a dense J is predicted to take, the part that looking for its pattern may take."""
+WORTH_BYTES = 256 << 20
+"""A dense J of less is not looked at: finding its pattern takes a second or two. What kind of dataset a job
+leaves must not depend on the machine, so this is not seconds."""
+AUTO_SECONDS = 20.0
+"""So long a look may take that nobody has asked for."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +147,12 @@ def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
     """
     draft = _draft(job)
     problem = job.problem.to("cuda") if uses_gpu(job.cluster) else job.problem
-    chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources)
+    groups = draft.predicted.groups
+    chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources, groups)
+    if isinstance(chooser, SparseChooser):
+        problem = problem.times(chooser.seeds(Grouped.like))
     measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
-    tuner = Tuner(problem, job.cluster.cpus_per_worker, "cuda" if uses_gpu(job.cluster) else "cpu")
+    tuner = Tuner(job.problem, job.cluster.cpus_per_worker, "cuda" if uses_gpu(job.cluster) else "cpu")
     return measured, draft.tuned(tuner.tune)
 
 
@@ -152,7 +165,7 @@ def submit_job(job: Job) -> Run:
         differences = _differences(record, job)
         if not differences:
             _plan_in(folder, record)
-            return _begin(job, folder, _renewed(record, job.compute))
+            return _begin(job, folder, _renewed(record, job))
         if not job.output.overwrite:
             raise RunDiffersError.checklist(folder.uri, differences)
     return _begin(job, folder, None)
@@ -430,19 +443,22 @@ class _Draft:
     def looked(self) -> _Draft:
         """With the pattern of J, where it is the user's wish or worth the time."""
         compute, problem = self.job.compute, self.job.problem
-        if compute.structure == "dense" or self.job.output.layout == "columns":
+        wished = compute.structure == "sparse" or problem.pattern is not None
+        if compute.structure == "dense":
             return self
-        most_seconds = MOST_SECONDS
-        if compute.structure == "auto":
-            if compute.strategy in COMPILED:
-                return self
-            try:
-                seconds = self.predicted.seconds
-                if seconds < WORTH_SECONDS:
-                    return self
-                most_seconds = min(MOST_SECONDS, max(WORTH_SECONDS, LOOKING_SHARE * seconds))
-            except InputError:  # dense, it does not fit
-                pass
+        if self.job.output.layout == "columns":
+            if compute.structure == "sparse":
+                raise InputError.about(
+                    "output.layout",
+                    got="columns, of a sparse J",
+                    expected="rows: records of a sparse J are rows",
+                    do="--set output.layout=rows, or --set compute.structure=dense",
+                )
+            return self
+        small = self.facts.stored(self.job.output).total_bytes < WORTH_BYTES
+        if not wished and (small or compute.strategy in COMPILED):
+            return self
+        most_seconds = MOST_SECONDS if wished else AUTO_SECONDS
         sparsity = look(problem, self.facts, compute.strategy, self.resources, most_seconds)
         facts = knowing(self.facts, sparsity, given=problem.pattern is not None)
         return replace(self, facts=facts, sparsity=sparsity)
@@ -606,16 +622,19 @@ def _plan_in(folder: RunFolder, record: RunRecord) -> Plan:
     return plan
 
 
-def _renewed(record: RunRecord, compute: ComputeOptions) -> RunRecord:
+def _renewed(record: RunRecord, job: Job) -> RunRecord:
     """The record with what may change between two attempts, since it does not change what is written."""
+    compute = job.compute
     plan = {
         **record.plan,
         "nonfinite": compute.nonfinite,
-        "check_all": compute.check == "all",
+        "check_all": compute.check == "all" or job.problem.pattern is not None,
         "block_timeout": compute.block_timeout,
     }
     if compute.check == "off":
         plan["checked_by"] = None
+        if plan.get("second") is not None:
+            plan["second"] = {**plan["second"], "checked_by": None}
     return record.model_copy(update={"plan": plan})
 
 

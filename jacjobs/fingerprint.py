@@ -54,13 +54,20 @@ def _marks(problem: Problem) -> dict[str, str]:
         "batched": repr(problem.batched),
     }
     if problem.pattern is not None:
-        marks["pattern"] = digest(problem.pattern)
+        marks["pattern"] = digest(_entries(problem.pattern))
     start = 0
     for number, child in enumerate(problem.argument_specs):
         stop = start + child.num_leaves
         marks[f"argument {number}"] = digest((str(child), problem.leaves[start:stop]))
         start = stop
     return marks
+
+
+def _entries(pattern: Any) -> Any:
+    """Which a pattern has, if it is a matrix."""
+    if not hasattr(pattern, "indptr"):
+        return pattern
+    return pattern.shape, [np.asarray(part, np.int64) for part in (pattern.indptr, pattern.indices)]
 
 
 def digest(value: Any) -> str:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -82,7 +83,7 @@ class Problem:
         self.batched = batched
         self.in_dims = in_dims
         self.seed = seed
-        self.pattern = pattern
+        self.pattern = pattern if pattern is None or callable(pattern) else canonical(pattern)
         self.seeds: dict[str, Any] = {}
         """What strategies that make rows, or columns, multiply J by, where not by one-hot seeds: a seed maker
         with as many products as its `count` says."""
@@ -105,7 +106,13 @@ class Problem:
 
     @classmethod
     def parameters(
-        cls, module: torch.nn.Module, inputs: Any, *, seed: int | None = None, points: bool = True
+        cls,
+        module: torch.nn.Module,
+        inputs: Any,
+        *,
+        seed: int | None = None,
+        points: bool = True,
+        pattern: Any = None,
     ) -> Problem:
         """The Jacobian of a module's outputs with respect to all its parameters, one point an input.
 
@@ -122,7 +129,7 @@ class Problem:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         in_dims = (None, None, *(0 for _ in arguments)) if points else None
         args = (parameters, buffers, *arguments)
-        return cls(OfParameters(copy_of), args, 0, in_dims, batched=points, seed=seed)
+        return cls(OfParameters(copy_of), args, 0, in_dims, batched=points, seed=seed, pattern=pattern)
 
     @classmethod
     def hessian(
@@ -410,6 +417,19 @@ class Problem:
                 expected="at least one",
                 do="check argnums",
             )
+
+
+def canonical(pattern: Any) -> Any:
+    """A pattern as a csr_array of its own: boolean, rows sorted, each entry once. Its values do not matter.
+    What is no sparse matrix stays as it is.
+    """
+    from scipy.sparse import csr_array, issparse  # it takes a while, and few problems have one
+
+    if not issparse(pattern):
+        return pattern
+    own = csr_array(pattern, copy=True)
+    own.sum_duplicates()
+    return csr_array((np.ones(own.nnz, bool), own.indices, own.indptr), shape=own.shape)
 
 
 class Output(NamedTuple):

@@ -40,6 +40,7 @@ CHECKERS = {
 }
 """Who can check a strategy that makes rows, or columns: the first that works."""
 KEY = 8191
+FLOOR_EPS = 64.0
 SLAB_BYTES = 4 << 20
 """A block is compared so much of it at a time: in float64, whatever its own dtype."""
 
@@ -62,19 +63,26 @@ def judge(
     residuals: NDArray[np.float64],
     precision: torch.dtype,
     scale: float = 1e-300,
+    floor_eps: float = FLOOR_EPS,
 ) -> tuple[float, NDArray[np.int64]]:
     """The worst of a point's errors, relative, and which of the products are wrong: beyond the tolerance.
 
     norms, residuals: of each product, and how much it is off when multiplied by the random vector.
     scale:            of what they were computed from, if that is more than the largest norm.
+    floor_eps:        roundings of the largest that any of them may have.
     """
     finite = np.flatnonzero(np.isfinite(residuals) & np.isfinite(norms))  # the others are another matter
     if not len(finite):
         return 0.0, finite
     norms, residuals = norms[finite], residuals[finite]
-    floor = 64 * torch.finfo(precision).eps * max(norms.max(), scale)
+    floor = floor_eps * torch.finfo(precision).eps * max(norms.max(), scale)
     allowed = tolerance(precision) * norms + floor
     return float((residuals / (norms + floor)).max()), finite[residuals > allowed]
+
+
+def largest(vector: NDArray[np.float64]) -> float:
+    """Of what is finite in it, by absolute value."""
+    return float(np.abs(vector[np.isfinite(vector)]).max(initial=1e-300))
 
 
 class Checker:
@@ -133,10 +141,10 @@ class Checker:
         worst, passed = 0.0, True
         for matrix, expected in zip(matrices, self.products(start, start + len(matrices)), strict=True):
             exact = matrix.astype(np.float64)
-            norms = np.sqrt(np.asarray(exact.power(2).sum(axis=1)).reshape(-1))
-            residuals = np.abs(exact @ self.vector - expected)
-            scale = float(np.nanmax(np.abs(expected), initial=1e-300))
-            error, wrong = judge(norms, residuals, self.precision, scale)
+            with np.errstate(all="ignore"):
+                norms = np.sqrt(np.asarray(exact.power(2).sum(axis=1)).reshape(-1))
+                residuals = np.abs(exact @ self.vector - expected)
+            error, wrong = judge(norms, residuals, self.precision, largest(expected))
             worst, passed = max(worst, error), passed and not len(wrong)
         return Finding(len(matrices), worst, passed)
 

@@ -53,9 +53,9 @@ class ComputeOptions(_Options):
                 costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
     structure:  whether zeros that are known before are left out: auto (a pattern is looked for where a dense
-                J would take long, and used where that saves time and disk), sparse (always, or the job is
-                refused), or dense. Sparse, a record of the dataset is a row's entries: `output.layout` is
-                for dense ones.
+                J would be large, and used where that saves most products and most of the disk), sparse
+                (always, or the job is refused), or dense. Sparse, a record of the dataset is a row's
+                entries: `output.layout` is for dense ones.
     block_timeout:  after how many seconds at one block a worker counts as hung: it is killed, and another
                 gets the block; auto: 100 times what blocks take, and at least ten minutes; or off.
     """

@@ -4,7 +4,7 @@ resources and the options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -131,6 +131,8 @@ class Plan(BaseModel):
     @property
     def block_bytes(self) -> int:
         """Of the largest block."""
+        if isinstance(self.tiling, SparseTiling):
+            return self.tiling.most_entries * self.shape.item_bytes
         return self.tiling.block(0, 0).entries * self.shape.item_bytes
 
     @property
@@ -192,7 +194,7 @@ class Facts(BaseModel):
 
 
 WORTH_LEAVING_OUT = 4.0
-"""Zeros are left out where that makes a plan so many times faster, and the dataset so many times smaller."""
+"""Zeros are left out where products are so many times fewer, and the dataset so many times smaller."""
 
 Checkers = Callable[[str], Sequence[str]]
 """Who could check a strategy's blocks, the best first."""
@@ -221,6 +223,8 @@ class Planner:
         is asked for and there is none.
         """
         asked, refusal = self._compute.structure, None
+        if asked == "auto" and self._facts.given:
+            asked = "sparse"
         if asked == "sparse" and not self._facts.sparse:
             raise InputError.about(
                 "compute.structure",
@@ -291,6 +295,7 @@ class Planner:
         if set(best) != set(groups.kinds):
             raise _too_large(chooser, resources)
         first, *others = [best[kind] for kind in groups.kinds]
+        self._check_that_it_is_checked(best.values())
         disk_bytes = stored_bytes(shape, groups.entries)
         compression: Compression = "none" if output.compression == "auto" else output.compression
         _check_disk(disk_bytes, 0, resources, output.path, compression)
@@ -344,6 +349,18 @@ class Planner:
         fitting = {estimate.strategy: estimate for estimate in ranked}
         return _candidates(self._facts, self._compute.strategy, chooser, fitting)
 
+    def _check_that_it_is_checked(self, estimates: Iterable[Estimate]) -> None:
+        """A user's pattern is only as good as what is compared with it."""
+        for estimate in estimates:
+            unchecked = self._facts.given and self._checker(estimate.strategy) is None
+            if unchecked and self._compute.check != "off":
+                raise InputError.about(
+                    "Problem pattern",
+                    got=f"one of a function whose products by {estimate.strategy} no strategy can check",
+                    expected="a function that works in the other mode of differentiation too",
+                    do="give its operators the rules that they lack, or --set compute.check=off to trust it",
+                )
+
     def _dense_seconds(self) -> float | None:
         """Of the fastest, whether there is room on the disk or not."""
         chooser = chooser_for(self._facts, self._compute, self._output, self._resources)
@@ -357,8 +374,11 @@ class Planner:
 
 
 def _is_worth(sparse: Plan, dense: Plan) -> bool:
+    """By what does not depend on the machine."""
+    assert sparse.groups is not None
+    one_by_one = min(dense.shape.rows, dense.shape.columns)
     return (
-        sparse.seconds * WORTH_LEAVING_OUT <= dense.seconds
+        sparse.groups.products * WORTH_LEAVING_OUT <= one_by_one
         and sparse.disk_bytes * WORTH_LEAVING_OUT <= dense.disk_bytes
     )
 

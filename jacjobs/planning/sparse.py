@@ -20,6 +20,7 @@ from jacjobs.planning.geometry import (
     BLOCK_SECONDS,
     BLOCKS_WANTED,
     IN_MEMORY_BYTES,
+    PART_SECONDS,
     PARTS_WANTED,
     ROW_GROUP_BYTES,
     SMALLEST_BLOCK_BYTES,
@@ -33,6 +34,8 @@ from jacjobs.planning.geometry import (
 from jacjobs.planning.options import Count
 from jacjobs.shape import Compression, JacobianShape, Products, Rectangle
 
+PATTERN_BYTES = 48
+"""What a worker holds for each entry of the pattern: where it is, which product makes it, and where."""
 ROW_BYTES = 18
 """What a record takes beside its entries: two indices of eight bytes, and what Parquet adds."""
 
@@ -134,6 +137,12 @@ class SparseTiling(Cut):
         start = part.point_start + i * self.block_points
         return self._products(start, min(start + self.block_points, part.point_stop), j, j + 1)
 
+    @property
+    def most_entries(self) -> int:
+        """Of the largest block."""
+        each = [end - before for before, end in itertools.pairwise((0, *self.ends))]
+        return self.block_points * max(each)
+
     def _products(self, point_start: int, point_stop: int, first: int, last: int) -> Products:
         start = self.stops[first - 1] if first else 0
         entries = self.ends[last - 1] - (self.ends[first - 1] if first else 0)
@@ -165,6 +174,9 @@ def tile_groups(
         stops = list(_stops(groups, paces, line_bytes, most))
     entries_bytes = max(1, groups.entries * shape.item_bytes)
     part_bytes = clamp(shape.points * entries_bytes // PARTS_WANTED, SMALLEST_PART_BYTES, IN_MEMORY_BYTES)
+    point_seconds = sum(groups.of(kind) * paces[kind].product_seconds for kind in groups.kinds)
+    if point_seconds > 0:
+        part_bytes = min(part_bytes, int(PART_SECONDS / point_seconds * entries_bytes))
     return SparseTiling(
         points=shape.points,
         rows=shape.rows,
@@ -238,11 +250,11 @@ class SparseChooser(Chooser):
         raise NotImplementedError("a sparse J is cut for all kinds of products: `cut`")
 
     def _block_bytes(self, model: CostModel, chunk: int) -> int:
-        """Products whole as they are made, and their entries."""
+        """Products whole as they are made, and their entries; and the pattern."""
         block = self._cut(model, chunk).block(0, 0)
         length = self._shape.columns if is_by_rows(model.strategy) else self._shape.rows
         made = block.points * min(block.stop - block.start, self._products(model)) * length
-        return (made + block.entries) * self._shape.item_bytes
+        return (made + block.entries) * self._shape.item_bytes + self.groups.entries * PATTERN_BYTES
 
     def _wall_seconds(self, model: CostModel, chunk: int, product_seconds: float, compute: float) -> float:
         """Of the products of its kind, with their part of what is written."""

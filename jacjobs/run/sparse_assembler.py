@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 from jacjobs.planning.planner import Plan
 from jacjobs.planning.sparse import SparseTiling
@@ -16,6 +16,7 @@ from jacjobs.run.assembler import Bundle, BundleAssembler
 from jacjobs.run.messages import BlockId
 from jacjobs.store.writer import SparsePartWriter
 from jacjobs.structure.coloured import Coloured
+from jacjobs.structure.colouring import rows_of
 
 
 @dataclass
@@ -66,11 +67,10 @@ class SparseAssembler(BundleAssembler):
         kept = np.ones(self._coloured.entries, bool)
         for block in mine:
             kept[self._coloured.share(blocks[block].start, blocks[block].stop).entries] = False
-        there = regular.tocoo()
         some = [elsewhere[block][elsewhere[block]["point"] == point] for block in mine]
-        rows = np.concatenate([there.row[kept], *(each["row"] for each in some)])
-        columns = np.concatenate([there.col[kept], *(each["column"] for each in some)])
+        rows = np.concatenate([rows_of(regular)[kept], *(each["row"] for each in some)])
+        columns = np.concatenate([regular.indices[kept], *(each["column"] for each in some)])
         data = np.concatenate([values[kept], *(each["value"] for each in some)])
-        whole = csr_array(coo_array((data, (rows, columns)), shape=regular.shape))
-        whole.sort_indices()
-        return whole
+        order = np.lexsort((columns, rows))
+        ends = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=regular.shape[0]))])
+        return csr_array((data[order], columns[order], ends), shape=regular.shape)

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import eager_name
-from jacjobs.autodiff.check import Checker, judge
+from jacjobs.autodiff.check import FLOOR_EPS, Checker, judge, largest
 from jacjobs.autodiff.words import tolerance
 from jacjobs.errors import CheckError
 from jacjobs.planning.planner import Plan
@@ -31,6 +31,11 @@ from jacjobs.structure.coloured import Coloured, Share
 from jacjobs.structure.colouring import NONE
 from jacjobs.structure.compression import Grouped
 
+SUSPICIOUS_EPS = 4.0
+"""A line that is off by so many roundings of the largest is made again, alone. So a small entry that the
+pattern lacks is seen beside large ones; where it was rounding, only time is lost."""
+MOST_UNKNOWN = 1000
+"""Lines of a point that are not finite, or whose product is not: so many are made again, alone."""
 SLAB_BYTES = 64 << 20
 """Of lines that are made alone: whole, so much at a time."""
 
@@ -64,15 +69,30 @@ class SparseWorker(BlockWorker):
         made = {half.kind: half.products(where) for half in self._halves}
         values = share.taken(made.get("columns"), made.get("rows"))
         del made
-        findings = Findings(nonfinite=self._nonfinite(where, values))
+
+        def place(index: NDArray[np.int64]) -> str:
+            if values.dtype.names is not None:
+                point, row, column, _ = values[index[0]]
+            else:
+                point = where.point_start + index[0]
+                row, column = share.rows[index[1]], share.columns[index[1]]
+            return f"point {point}, row {row}, column {column}"
+
+        findings = Findings(nonfinite=self._nonfinite(where, values, place))
         for half in self._halves:
             values, findings = half.checked(where, share, values, findings)
-        return Computed(values, findings)
+        values = self._as_stored(values)
+        entries = values if values.dtype.names is None else values["value"]
+        nonfinite = self._nonfinite(where, entries, place)
+        return Computed(values, findings._replace(nonfinite=nonfinite))
 
-    def _place(self, where: Products, index: NDArray[np.int64]) -> str:
-        share = self._coloured.share(where.start, where.stop)
-        point, entry = index
-        return f"point {where.point_start + point}, row {share.rows[entry]}, column {share.columns[entry]}"
+    def _as_stored(self, values: NDArray[Any]) -> NDArray[Any]:
+        """In the dtype that J is stored as: checked are entries as they were computed."""
+        dtype = np.dtype(self._plan.shape.dtype)
+        with np.errstate(over="ignore"):  # what does not fit is infinite, and noticed as that
+            if values.dtype.names is None:
+                return values.astype(dtype, copy=False)
+            return triples(values["point"], values["row"], values["column"], values["value"].astype(dtype))
 
 
 class _Half:
@@ -109,7 +129,6 @@ class _Half:
                 checked_by,
                 plan.check_points,
                 every_point=plan.check_all,
-                stored=plan.shape.dtype,
                 zeros=self._not_places,
             )
 
@@ -134,7 +153,7 @@ class _Half:
         m, n = self._pattern.shape
         by_rows = self.kind == "rows"
         extent = (*products, 0, n) if by_rows else (0, m, *products)
-        made = compute_block(problem, pace, Rectangle(*points, *extent), self._plan.shape.dtype)
+        made = compute_block(problem, pace, Rectangle(*points, *extent))
         return made if by_rows else made.transpose(0, 2, 1)
 
     # -- the check -----------------------------------------------------------------------------------------
@@ -161,7 +180,7 @@ class _Half:
         # Of a compiled strategy, what it compiles: for a few lines that takes too long.
         for by in (eager_name(self.pace.strategy), RECOMPUTED_BY[self.kind]):
             mended = self._mended(where, share, values, wrong, by)
-            error, still = self._wrong(where, share, mended, *everywhere)
+            error, still = self._wrong(where, share, mended, *everywhere, floor_eps=FLOOR_EPS)
             if not still:
                 count = sum(map(len, wrong.values()))
                 word = (
@@ -178,7 +197,14 @@ class _Half:
         )
 
     def _wrong(
-        self, where: Products, share: Share, values: NDArray[Any], start: int, stop: int
+        self,
+        where: Products,
+        share: Share,
+        values: NDArray[Any],
+        start: int,
+        stop: int,
+        *,
+        floor_eps: float = SUSPICIOUS_EPS,
     ) -> tuple[float, dict[int, NDArray[np.int64]]]:
         """Of points start:stop, the worst error, relative; of those with any, the lines that are wrong."""
         assert self._checker is not None
@@ -191,9 +217,12 @@ class _Half:
                 sums = np.bincount(line, exact * self._checker.vector[place], minlength=len(expected))
                 norms = np.sqrt(np.bincount(line, np.square(exact), minlength=len(expected)))
                 residuals = np.abs(sums - expected)
-                scale = float(np.nanmax(np.abs(expected), initial=1e-300))
-            error, found = judge(norms[lines], residuals[lines], self._checker.precision, scale)
+            scale = largest(expected)
+            error, found = judge(norms[lines], residuals[lines], self._checker.precision, scale, floor_eps)
             worst = max(worst, error)
+            if floor_eps < FLOOR_EPS:  # what cannot be compared may lack something too
+                others = np.flatnonzero(~np.isfinite(norms[lines]) | ~np.isfinite(expected[lines]))
+                found = np.union1d(found, others[:MOST_UNKNOWN])
             if len(found):
                 wrong[point] = lines[found]
         return worst, wrong
@@ -255,7 +284,7 @@ class _Half:
         m, n = self._pattern.shape
         pattern = self._pattern if self.kind == "rows" else self._by_columns
         length = n if self.kind == "rows" else m
-        step = max(1, SLAB_BYTES // (length * self._plan.shape.item_bytes))
+        step = max(1, SLAB_BYTES // (length * self._problem.shape.item_bytes))
         for first in range(0, len(lines), step):
             some = lines[first : first + step]
             colours = np.full(m if self.kind == "rows" else n, NONE)

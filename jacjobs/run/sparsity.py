@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from scipy.sparse import csr_array, issparse
 from torch import Tensor
 
@@ -18,19 +17,19 @@ from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.planner import Facts, Way
 from jacjobs.planning.sparse import Groups, Kind, kind_of
-from jacjobs.problem import Problem
+from jacjobs.problem import Problem, canonical, function_error
 from jacjobs.run.survey import estimator_of
 from jacjobs.structure.coloured import Coloured
 from jacjobs.structure.colouring import groupings
 from jacjobs.structure.compression import Grouped
 from jacjobs.structure.detection import MOST_ENTRIES, detect
 
-WORTH_SECONDS = 5.0
-"""A dense J that is predicted to take less is not looked at: finding its pattern takes a second or two."""
 DENSE_SHARE = 0.25
 """A pattern with more of all entries is of no use."""
 SMALLEST = 10_000_000
-"""Entries that a pattern may have anyway."""
+"""Entries that a value on the way may have anyway."""
+GROUPED_PER_SECOND = 1_500_000
+"""Entries of a pattern whose columns and rows are grouped in a second."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def look(problem: Problem, facts: Facts, asked: str, resources: Resources, most_
     if pattern is None:
         return Sparsity(dense_because=because)
     found: list[tuple[Coloured, Way]] = []
-    for grouping in groupings(pattern):
+    for grouping in groupings(pattern, all_kinds=asked != "auto"):
         coloured = Coloured(pattern, grouping)
         groups = Groups(columns=coloured.columns, rows=coloured.rows, ends=coloured.ends)
         if asked != "auto" and groups.kinds != [kind_of(asked)]:
@@ -70,16 +69,17 @@ def _pattern(problem: Problem, most_seconds: float) -> tuple[csr_array | None, s
     """(m, n), rows sorted; or None, and why J is dense."""
     m, n = problem.shape.rows, problem.shape.columns
     if problem.pattern is not None:
-        given = problem.pattern() if callable(problem.pattern) else problem.pattern
+        try:
+            given = problem.pattern() if callable(problem.pattern) else problem.pattern
+        except Exception as error:
+            raise function_error(error, "while it made the pattern") from None
         if not issparse(given) or given.shape != (m, n):
             raise InputError.about(
                 "Problem pattern",
                 got=f"{type(given).__name__} of shape {getattr(given, 'shape', 'unknown')}",
                 expected=f"a SciPy sparse matrix of shape {(m, n)}: rows are outputs, columns inputs",
             )
-        pattern = csr_array(given)
-        pattern.sum_duplicates()
-        found = csr_array((np.ones(pattern.nnz, bool), pattern.indices, pattern.indptr), shape=pattern.shape)
+        found = canonical(given)
     else:
         most = min(MOST_ENTRIES, max(SMALLEST, int(DENSE_SHARE * m * n)))
         detected = _detected(problem, most, most_seconds)
@@ -88,6 +88,8 @@ def _pattern(problem: Problem, most_seconds: float) -> tuple[csr_array | None, s
         found = detected.pattern
         if found.nnz > DENSE_SHARE * m * n:
             return None, f"{found.nnz / (m * n):.0%} of its entries may be other than zero"
+        if found.nnz > most_seconds * GROUPED_PER_SECOND:
+            return None, f"to group its {found.nnz:,} entries takes longer than {most_seconds:,.0f} s"
     if not found.nnz:
         return None, "none of its entries may be other than zero"
     return found, None
@@ -105,7 +107,10 @@ def _detected(problem: Problem, most: int, most_seconds: float) -> Any:
             called[index] = value
         return problem.call_one(called)
 
-    varying = [i for index, i in place.items() if problem.carried[index] and index not in problem.wanted]
+    others = problem.points > 1
+    varying = [
+        i for index, i in place.items() if others and problem.carried[index] and index not in problem.wanted
+    ]
     with warnings.catch_warnings(action="ignore"):
         return detect(
             fn,

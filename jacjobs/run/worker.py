@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -111,8 +112,11 @@ class BlockWorker(ABC):
         narrower = np.dtype(shape.dtype).itemsize < np.dtype(self._problem.shape.dtype).itemsize
         return f", or store J as more than {shape.dtype} (output.dtype)" if narrower else ""
 
-    def _nonfinite(self, where: Any, values: NDArray[Any]) -> int:
-        """How many entries are NaN or infinite. Raises NonFiniteError where none may be."""
+    def _nonfinite(self, where: Any, values: NDArray[Any], place: Callable[[NDArray[np.int64]], str]) -> int:
+        """How many entries are NaN or infinite. Raises NonFiniteError where none may be.
+
+        place: of one of them, by its index, in words.
+        """
         if self._plan.nonfinite == "allow":
             return 0
         with np.errstate(all="ignore"):
@@ -126,14 +130,10 @@ class BlockWorker(ABC):
             entries = "1 entry that is" if count == 1 else f"{count:,} entries that are"
             raise NonFiniteError(
                 f"the Jacobian has {entries} NaN or infinite in {where}, the first at "
-                f"{self._place(where, np.argwhere(bad)[0])}; mend the function there{self._too_narrow}, "
+                f"{place(np.argwhere(bad)[0])}; mend the function there{self._too_narrow}, "
                 "or --set compute.nonfinite=warn"
             )
         return count
-
-    @abstractmethod
-    def _place(self, where: Any, index: NDArray[np.int64]) -> str:
-        """Of one of a block's entries, in words."""
 
 
 class Worker(BlockWorker):
@@ -159,15 +159,8 @@ class Worker(BlockWorker):
 
     def _computed(self, where: Rectangle) -> Computed:
         values, findings = self._checked(where, self._made(where, self._pace))
-        nonfinite = self._nonfinite(where, values)
+        nonfinite = self._nonfinite(where, values, lambda index: _place(where, index))
         return Computed(self._lines(values), findings._replace(nonfinite=nonfinite))
-
-    def _place(self, where: Rectangle, index: NDArray[np.int64]) -> str:
-        point, row, column = index
-        return (
-            f"point {where.point_start + point}, row {where.row_start + row}, "
-            f"column {where.column_start + column}"
-        )
 
     def _made(self, rectangle: Rectangle, pace: Pace) -> NDArray[Any]:
         return compute_block(self._problem, pace, rectangle, self._plan.shape.dtype)
@@ -197,6 +190,14 @@ class Worker(BlockWorker):
                 "has none there; mend it, or --set compute.check=off"
             )
         return Computed(values, Findings(checked=second.points, error=second.error, recomputed=True))
+
+
+def _place(where: Rectangle, index: NDArray[np.int64]) -> str:
+    point, row, column = index
+    return (
+        f"point {where.point_start + point}, row {where.row_start + row}, "
+        f"column {where.column_start + column}"
+    )
 
 
 def chunk_within(plan: Plan, chunk: int, nbytes: float) -> int:

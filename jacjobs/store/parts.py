@@ -145,9 +145,10 @@ class Parts:
         lacking = [gap for gap in self.missing if wanted.overlap(gap.box(self._layout)) is not None]
         if lacking:
             asked = len(wanted.points) * len(wanted.lines)
+            lines = "columns" if self._layout == "columns" else "rows"
             there = sum(o.lines for part in self.all if (o := wanted.overlap(part.box)) is not None)
             raise StoreError(
-                f"{self._place} holds {there:,} of the {asked:,} {self._layout} asked for: the run is not "
+                f"{self._place} holds {there:,} of the {asked:,} {lines} asked for: the run is not "
                 f"finished, and {lacking[0]} is among what is missing; `jacjobs resume {self._place}` "
                 "finishes it"
             )

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 
+AT_ONCE = 1 << 24
+"""Entries whose products are summed in one go: each sum goes over all of the result."""
+
+
 class SparseDataset(JacobianDataset):
     """J on disk: P sparse matrices of m rows × n columns. Nothing is read before it is asked for.
 
@@ -29,7 +33,8 @@ class SparseDataset(JacobianDataset):
     >>> scipy.sparse.linalg.spsolve(J[0], residual)
 
     Products with vectors are as those of a dense one, and streamed as they are. What returns all of J is
-    sparse; `to_numpy` makes it dense. What is stored in half precision is given in single: SciPy has no half.
+    sparse, with all points' rows stacked; `to_numpy` makes it dense, (P, m, n). What is stored in half
+    precision is given in single: SciPy has no half.
     """
 
     def __getitem__(self, index: Any) -> Any:
@@ -72,13 +77,16 @@ class SparseDataset(JacobianDataset):
 
     def normal(self, memory_bytes: int = 0) -> Any:
         """Jᵀ J of the (P·m) × n matrix of all points' rows, the matrix of the normal equations: a csr_array
-        (n, n). One pass over J, a few rows at a time.
+        (n, n). One pass over J; takes some 200 MB of it beside the result.
         """
-        n = self.shape[2]
-        total = csr_array((n, n), dtype=self._source().dtype)
-        for square in self._source().pieces(lambda _, rows: rows.T @ rows):
-            total += square
-        return csr_array(total)
+        n, source = self.shape[2], self._source()
+        total = csr_array((n, n), dtype=source.dtype)
+        waiting: list[csr_array] = []
+        for rows in source.pieces(lambda _, rows: rows):
+            waiting.append(rows)
+            if sum(each.nnz for each in waiting) >= AT_ONCE:
+                total, waiting = total + _square(waiting), []
+        return csr_array(total + _square(waiting) if waiting else total)
 
     def portrait(self) -> Portrait:
         shape = self.shape
@@ -104,6 +112,11 @@ class SparseDataset(JacobianDataset):
         if not pieces:
             return csr_array((len(points) * len(rows), len(columns)), dtype=self.dtype)
         return csr_array(vstack(pieces, format="csr"))
+
+
+def _square(rows: list[csr_array]) -> csr_array:
+    stacked = csr_array(vstack(rows, format="csr"))
+    return csr_array(stacked.T @ stacked)
 
 
 class SparseSource(Source):

@@ -137,13 +137,36 @@ class SparsePartWriter(_Writer):
         """entries: of each point."""
         each = form.shape.item_bytes + index_dtype(form.shape.columns).itemsize
         super().__init__(place, part, form, part.points * entries * each)
+        self._waiting: list[tuple[int, Any]] = []
+        self._points = max(1, form.group_records // form.shape.rows)
+        """Of a row group, where it holds several."""
 
     def add(self, point: int, matrix: Any) -> None:
-        """Append a point's J: a `scipy.sparse.csr_array`, sorted. Points come in order."""
-        rows = matrix.shape[0]
-        columns = matrix.indices.astype(index_dtype(matrix.shape[1]), copy=False)
-        lengths = np.diff(matrix.indptr).astype(np.int64)
-        self._add((np.full(rows, point), np.arange(rows)), lengths, columns, matrix.data)
+        """Append a point's J: a `scipy.sparse.csr_array`, sorted. Points come in order; those of a row group
+        are kept until they are all there.
+        """
+        self._waiting.append((point, matrix))
+        if len(self._waiting) >= self._points:
+            self._write()
+
+    def commit(self) -> PartRecord:
+        self._write()
+        return super().commit()
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        points, matrices = zip(*self._waiting, strict=True)
+        self._waiting = []
+        rows, n = matrices[0].shape
+        columns = [matrix.indices.astype(index_dtype(n), copy=False) for matrix in matrices]
+        lengths = [np.diff(matrix.indptr).astype(np.int64) for matrix in matrices]
+        self._add(
+            (np.repeat(points, rows), np.tile(np.arange(rows), len(points))),
+            np.concatenate(lengths),
+            np.concatenate(columns),
+            np.concatenate([matrix.data for matrix in matrices]),
+        )
 
 
 def group_digest(*entries: NDArray[Any]) -> str:

@@ -8,6 +8,7 @@ rows (n elements). No torch: who assembles needs none.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,6 @@ from scipy.sparse import csr_array
 
 from jacjobs.structure.colouring import Colouring, Grouping, Numbers, rows_of
 
-REMEMBERED = 8
-"""Shares: blocks of many points, or of several, ask for the same again and again."""
-
 
 class Coloured:
     """pattern: (m, n), boolean, rows sorted. grouping: of all its entries."""
@@ -27,6 +25,7 @@ class Coloured:
     def __init__(self, pattern: csr_array, grouping: Grouping) -> None:
         self.pattern, self.grouping = pattern, grouping
         self._shares: dict[tuple[int, int], Share] = {}
+        self._lock = threading.Lock()
 
     @property
     def columns(self) -> int:
@@ -87,12 +86,11 @@ class Coloured:
         return tuple(np.cumsum(counts).tolist())
 
     def share(self, start: int, stop: int) -> Share:
-        """What products start:stop hold."""
-        if (start, stop) not in self._shares:
-            while len(self._shares) >= REMEMBERED:
-                self._shares.pop(next(iter(self._shares)))
-            self._shares[start, stop] = Share(self, start, stop)
-        return self._shares[start, stop]
+        """What products start:stop hold. Remembered: all blocks of a plan together are a place an entry."""
+        with self._lock:
+            if (start, stop) not in self._shares:
+                self._shares[start, stop] = Share(self, start, stop)
+            return self._shares[start, stop]
 
     def matrix(self, values: NDArray[Any]) -> csr_array:
         """With these in place of all entries, (entries,): one point's J."""
@@ -133,15 +131,18 @@ class Share:
 
     def __init__(self, coloured: Coloured, start: int, stop: int) -> None:
         made_by = coloured.product_of
-        self.entries = np.flatnonzero((made_by >= start) & (made_by < stop))
-        self.rows = rows_of(coloured.pattern)[self.entries]
+        self.entries: NDArray[Any] = np.flatnonzero((made_by >= start) & (made_by < stop)).astype(
+            _small(coloured.entries)
+        )
+        m, n = coloured.pattern.shape
+        self.rows = rows_of(coloured.pattern)[self.entries].astype(_small(m))
         self.columns = coloured.pattern.indices[self.entries]
         self.by_rows = coloured.grouping.by_rows[self.entries]
-        m, n = coloured.pattern.shape
         product = made_by[self.entries].astype(np.int64)
         of_columns = (product - start) * m + self.rows
         of_rows = (product - max(start, coloured.columns)) * n + self.columns
-        self._places = np.where(self.by_rows, of_rows, of_columns)
+        places = np.where(self.by_rows, of_rows, of_columns)
+        self._places = places.astype(_small(int(places.max(initial=0))))
 
     def taken(self, of_columns: NDArray[Any] | None, of_rows: NDArray[Any] | None) -> NDArray[Any]:
         """The entries' values, (points, entries).
@@ -165,6 +166,11 @@ class Share:
 
 def _kept(colours: Numbers | None) -> Colouring | None:
     return None if colours is None else Colouring(colours, int(colours.max(initial=-1)) + 1, "kept")
+
+
+def _small(largest: int) -> type:
+    """The integers that go so far."""
+    return np.int32 if largest < 2**31 else np.int64
 
 
 def _narrow(colours: Numbers) -> NDArray[Any]:

@@ -22,6 +22,8 @@ from scipy.sparse import csc_array, csr_array
 Numbers = NDArray[np.int64]
 NONE = -1
 """In place of a colour."""
+MANY_MORE = 4
+"""Groups of the other kind, if there must be so many times more of them, are not looked for."""
 MOST_STEPS_DOWN = 4
 """So many ways to tell full lines from others are tried."""
 MOST_STEPS = 5_000_000
@@ -58,9 +60,11 @@ def group(pattern: csr_array) -> Grouping:
     return min(groupings(pattern), key=lambda each: each.products)
 
 
-def groupings(pattern: csr_array) -> list[Grouping]:
+def groupings(pattern: csr_array, *, all_kinds: bool = False) -> list[Grouping]:
     """Products of columns alone, of rows alone, and of both, where that takes fewer: a few lines are much
     fuller than the others (an arrow).
+
+    all_kinds: of columns alone and of rows alone too, where the other takes many times fewer for sure.
 
     Lines of one kind are taken out of the others' groups, the fullest first, wherever their lengths fall to
     less than half: a bidirectional colouring by a row or a column partition.
@@ -69,11 +73,16 @@ def groupings(pattern: csr_array) -> list[Grouping]:
     differentiation", SIAM J. Sci. Comput. 19 (1998).
     """
     entries = rows_of(pattern), pattern.indices
+    lengths_of = [np.bincount(entries[i], minlength=pattern.shape[i]) for i in (0, 1)]
+    # As many groups of columns as the fullest row has entries there must be, and the other way round.
+    fewest_of = [int(lengths.max(initial=0)) for lengths in lengths_of]
     alone: list[Grouping] = []
     both: list[Grouping] = []
-    for rows_first in (False, True):
-        lengths = np.bincount(entries[rows_first], minlength=pattern.shape[rows_first])
-        for full in _fullest(lengths):
+    for rows_first in sorted((False, True), key=lambda rows_first: fewest_of[rows_first]):
+        for full in _fullest(lengths_of[rows_first]):
+            hopeless = bool(alone) and fewest_of[rows_first] > MANY_MORE * alone[0].products
+            if hopeless and not full.any() and not all_kinds:
+                continue
             # Entries of full rows are made by rows and the others by columns, or the other way round.
             apart = full[entries[rows_first]]
             by_rows = ~apart if rows_first else apart

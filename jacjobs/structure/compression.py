@@ -20,6 +20,7 @@ class Grouped:
         """colours: of each column (or row), 0 to groups - 1; another number means that no seed has it."""
         self._colours = torch.from_numpy(np.asarray(colours, np.int64))
         self.count = groups
+        self._last: tuple[Any, Tensor] | None = None
 
     @classmethod
     def like(cls, size: int, groups: int) -> Grouped:
@@ -27,8 +28,14 @@ class Grouped:
         return cls(np.arange(size) % groups, groups)
 
     def __call__(self, start: int, stop: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Seeds start:stop, (stop - start, size)."""
+        """Seeds start:stop, (stop - start, size). The last ones are kept: points ask for the same in turn."""
+        wanted = start, stop, dtype, device
+        if self._last is not None and self._last[0] == wanted:
+            return self._last[1]
         colours = self._colours.to(device)
         if type(colours) is Tensor:  # no fake
             self._colours = colours
-        return (colours == torch.arange(start, stop, device=device)[:, None]).to(dtype)
+        made = (colours == torch.arange(start, stop, device=device)[:, None]).to(dtype)
+        if type(made) is Tensor:
+            self._last = wanted, made
+        return made

@@ -24,6 +24,7 @@ from scipy.sparse import csr_array
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacjobs.structure.pattern import Pattern, TooDenseError
 from jacjobs.structure.rules import CONSTANTS, Call, Seen, pattern_of
@@ -64,8 +65,12 @@ def detect(
         if time.monotonic() - began > most_seconds:
             raise TooLongError
 
+    too_long = Detected(None, f"its pattern was not found in {most_seconds:,.0f} s")
     try:
-        graph = trace(fn, leaves)
+        with _Clock(check):
+            graph = trace(fn, leaves)
+    except TooLongError:
+        return too_long
     except Exception as error:
         return Detected(None, f"it cannot be traced: {_first_line(error)}")
     try:
@@ -73,13 +78,25 @@ def detect(
     except TooDenseError as error:
         return Detected(None, f"its pattern is too dense: {error}")
     except TooLongError:
-        return Detected(None, f"its pattern was not found in {most_seconds:,.0f} s")
+        return too_long
     except Exception as error:  # a rule that does not know all that its operator takes
         return Detected(None, f"its pattern cannot be found: {_first_line(error)}")
 
 
 class TooLongError(Exception):
     """Detection has taken its time."""
+
+
+class _Clock(TorchDispatchMode):
+    """Looks at the time at every operator."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._check = check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._check()
+        return func(*args, **(kwargs or {}))
 
 
 def trace(fn: Callable[..., Any], leaves: Sequence[Tensor]) -> fx.GraphModule:
@@ -151,7 +168,8 @@ def _result(node: fx.Node, made: dict[fx.Node, Any], nothing: Nothing) -> Any:
     if target is operator.getitem:
         return args[0][args[1]]
     operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Seen)]
-    if not operands:
+    random = torch.Tag.nondeterministic_seeded in target.tags  # its values are others here than in a call
+    if not operands and not random:
         return target(*args, **kwargs)
     if target.overloadpacket in CONSTANTS:
         return target(*_without_values(args, "cpu"), **kwargs)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy.sparse import csr_array, eye_array
@@ -17,7 +18,7 @@ from torch.func import jacrev, vmap
 
 import jacjobs
 from jacjobs import Problem, SparseDataset
-from jacjobs.errors import CheckError, InputError, NonFiniteError, StoreError
+from jacjobs.errors import CheckError, FunctionError, InputError, NonFiniteError, StoreError
 from jacjobs.planning import sparse as cutting
 from jacjobs.structure.compression import Grouped
 from tests.faults.job import actors, wait_for
@@ -258,6 +259,154 @@ def test_a_column_that_the_pattern_lacks_altogether(tmp_path: Path) -> None:
         problem = Problem(torch.sin, (x,), pattern=csr_array(entries))
         J = run(problem, tmp_path / strategy.replace("/", "-"), strategy=strategy)
         check_equal(J, torch.diag(x.cos()).numpy()[None])
+
+
+def lacking(size: float = 2.0) -> tuple[Callable[[Tensor], Tensor], csr_array]:
+    """A function with an entry (11, 30) of that size that its pattern lacks."""
+
+    def fn(x: Tensor) -> Tensor:
+        extra = torch.nn.functional.pad((size * x[30])[None], (11, SIZE - 12))
+        return functions.heat(x) + extra.to(x.dtype)
+
+    return fn, tridiagonal()
+
+
+def test_a_run_that_is_carried_on_is_checked_at_every_point_as_before(tmp_path: Path) -> None:
+    X = randn(6, SIZE, seed=3)
+    X[:, 0] = torch.tensor([1.0, -1, -2, 1, 1, 1])
+    problem = Problem(beyond, (X,), in_dims=0, pattern=tridiagonal())
+    jacjobs.submit(problem, tmp_path / "run", address="inline", structure="sparse")  # and not waited for
+    check_equal(run(problem, tmp_path / "run"), vmap(jacrev(beyond))(X).numpy())
+
+
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "vjp/vmap"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float32"},
+        {"output_dtype": "float16"},
+        {"output_dtype": "float32"},
+        {"seed": 3},
+        {"chunk": 1},
+    ],
+    ids=str,
+)
+def test_what_a_pattern_lacks_is_seen_in_other_precisions(
+    options: dict[str, Any], strategy: str, tmp_path: Path
+) -> None:
+    fn, pattern = lacking()
+    x = randn(SIZE, seed=3)
+    J = run(Problem(fn, (x,), pattern=pattern), tmp_path / "run", strategy=strategy, **options)
+    np.testing.assert_allclose(J.to_numpy()[0], jacrev(fn)(x).numpy(), atol=0.01)
+    assert J[0][11, 30] == 2
+
+
+def test_a_small_entry_that_a_pattern_lacks_is_seen_beside_large_ones(tmp_path: Path) -> None:
+    fn, pattern = lacking()
+    x = randn(SIZE, seed=3)
+    scales = torch.ones(SIZE, dtype=torch.float64)
+    scales[3] = 1e5
+    problem = Problem(lambda x: fn(x) * scales.to(x.dtype), (x,), pattern=pattern)
+    for strategy in ("jvp/vmap", "vjp/vmap"):
+        J = run(problem, tmp_path / strategy.replace("/", "-"), strategy=strategy, dtype="float32")
+        assert J[0][11, 30] == 2
+
+
+def test_entries_that_are_not_finite_hide_none_that_a_pattern_lacks(tmp_path: Path) -> None:
+    x = randn(SIZE, seed=3).abs()
+    x[7] = 0
+
+    def fn(x: Tensor) -> Tensor:
+        root = torch.nn.functional.pad(x[7].sqrt()[None], (20, SIZE - 21))
+        return lacking()[0](x) + root
+
+    whole = csr_array(np.abs(jacrev(fn)(x).numpy()) > 0)
+    for number, pattern in enumerate((tridiagonal(), csr_array(tridiagonal().toarray() + whole.toarray()))):
+        for strategy in ("jvp/vmap", "vjp/vmap"):
+            problem = Problem(fn, (x,), pattern=pattern)
+            path = tmp_path / f"{number}{strategy[0]}"
+            with pytest.raises(NonFiniteError, match="row 20, column"):
+                run(problem, path, strategy=strategy)
+            J = run(problem, path, strategy=strategy, nonfinite="warn")
+            assert J[0][20, 7] == np.inf
+            assert J[0][11, 30] == 2
+
+
+def test_what_overflows_when_a_line_is_made_again_is_noticed(tmp_path: Path) -> None:
+    fn, pattern = lacking(9e38)
+    problem = Problem(fn, (randn(SIZE),), pattern=pattern)
+    with pytest.raises(NonFiniteError, match=r"row 11, column 30; .*as more than float32"):
+        run(problem, tmp_path / "run", output_dtype="float32")
+
+
+class OnlyOnce(torch.autograd.Function):
+    """Has no forward mode, and its backward cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return ctx.saved_tensors[0].cos() * gradient
+
+
+def test_a_pattern_that_nothing_can_check_is_refused_unless_it_is_trusted(tmp_path: Path) -> None:
+    problem = Problem(OnlyOnce.apply, (randn(20),), pattern=csr_array(np.eye(20)))
+    with pytest.raises(InputError, match="no strategy can check"):
+        run(problem, tmp_path / "run")
+    check_equal(run(problem, tmp_path / "run", check="off"), np.diag(np.cos(randn(20).numpy()))[None])
+
+
+def test_a_users_matrix_stays_as_it_is_and_its_values_do_not_matter(tmp_path: Path) -> None:
+    raw = np.ones(3), np.array([1, 0, 1]), np.array([0, 2, 3])
+    given = csr_array(tuple(part.copy() for part in raw), shape=(2, 2))
+    problem = Problem(torch.sin, (randn(2),), pattern=given)
+    run(problem, tmp_path / "run")
+    for mine, there in zip(raw, (given.data, given.indices, given.indptr), strict=True):
+        np.testing.assert_array_equal(mine, there)
+    run(Problem(torch.sin, (randn(2),), pattern=csr_array([[5, 7], [0, -1]])), tmp_path / "run")
+
+
+def test_a_pattern_means_sparse_and_is_looked_at(tmp_path: Path) -> None:
+    problem = Problem(torch.sin, (randn(20),), pattern=csr_array(np.eye(20)))
+    assert jacjobs.plan(problem).groups is not None
+    assert jacjobs.plan(problem, structure="dense").groups is None
+    with pytest.raises(InputError, match="Problem pattern"):
+        jacjobs.plan(Problem(torch.sin, (randn(20),), pattern=csr_array(np.eye(3))))
+
+    def broken() -> csr_array:
+        raise ZeroDivisionError("of my own")
+
+    with pytest.raises(FunctionError, match="while it made the pattern"):
+        jacjobs.plan(Problem(torch.sin, (randn(20),), pattern=broken))
+    with pytest.raises(InputError, match=r"output\.layout: got columns"):
+        jacjobs.plan(problem, structure="sparse", layout="columns")
+
+
+def test_randomness_of_a_seed_is_no_structure(tmp_path: Path) -> None:
+    """The zeros of another mask than the one that every call makes would be."""
+
+    def fn(x: Tensor) -> Tensor:
+        kept = torch.rand(SIZE, dtype=torch.float64) > 0.5
+        return torch.nn.functional.dropout(functions.heat(x), 0.5) + x.roll(2) * kept
+
+    X = randn(3, SIZE)
+    problem = Problem(fn, (X,), in_dims=0)
+    J = run(problem, tmp_path / "run", seed=5, check="off")
+    dense = jacjobs.submit(problem, tmp_path / "dense", seed=5, structure="dense", address="inline").result()
+    assert (J.to_numpy() == dense.to_numpy()).all()
+
+
+def test_row_groups_hold_several_points(tmp_path: Path) -> None:
+    X = randn(500, 20)
+    J = run(Problem(functions.heat, (X,), in_dims=0), tmp_path / "run")
+    groups = [pq.read_metadata(tmp_path / "run" / name).num_row_groups for name in J.part_names]
+    assert sum(groups) <= 2
+    check_equal(J, vmap(jacrev(functions.heat))(X).numpy())
+    np.testing.assert_array_equal(J[17, 3:5].toarray(), J.to_numpy()[17, 3:5])
 
 
 class Wrong(torch.autograd.Function):

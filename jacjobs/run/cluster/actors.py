@@ -59,7 +59,9 @@ class Payload:
         """`modules` travel by value: no name finds them, such as the file beside a job file."""
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
-        return cls(cloudpickle.dumps(problem), tuple(os.path.realpath(folder) for folder in sys.path))
+        bare = problem.with_leaves(problem.leaves)
+        bare.pattern = None  # workers are told what was made of it
+        return cls(cloudpickle.dumps(bare), tuple(os.path.realpath(folder) for folder in sys.path))
 
     def knowing(self, problem: Problem) -> Payload:
         """The same, of the problem that was looked at meanwhile."""
