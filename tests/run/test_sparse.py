@@ -325,7 +325,7 @@ def test_entries_that_are_not_finite_hide_none_that_a_pattern_lacks(tmp_path: Pa
         for strategy in ("jvp/vmap", "vjp/vmap"):
             problem = Problem(fn, (x,), pattern=pattern)
             path = tmp_path / f"{number}{strategy[0]}"
-            with pytest.raises(NonFiniteError, match="row 20, column"):
+            with pytest.raises(NonFiniteError, match="NaN or infinite"):
                 run(problem, path, strategy=strategy)
             J = run(problem, path, strategy=strategy, nonfinite="warn")
             assert J[0][20, 7] == np.inf
