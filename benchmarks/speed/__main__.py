@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed import compute, end_to_end, limit, memory, page, scale, startup
+from benchmarks.speed import compute, end_to_end, limit, memory, page, scale, sparse, startup
 
 TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "compute": compute.measure,
@@ -27,9 +27,10 @@ TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "limit": limit.measure,
     "memory": memory.measure,
     "scale": scale.measure,
+    "sparse": sparse.measure,
     "startup": startup.measure,
 }
-PACKAGES = ("torch", "jax", "ray", "pyarrow", "numpy")
+PACKAGES = ("torch", "jax", "asdex", "ray", "pyarrow", "numpy")
 
 
 def main() -> None:

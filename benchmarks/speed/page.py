@@ -40,6 +40,40 @@ WHY_FAR_FROM_LIMIT = {
     WRITING: "the disk takes more than two cores can compute and write: the sum of both is the limit",
 }
 LIMIT = 1.15
+DETECTION, COLOURING, PRODUCTS = "detection", "colouring", "products"
+OURS, COMPILED, THEIRS = "jacjobs", "jacjobs, compiled", "asdex"
+_TRACING = "again: torch traces anew, 0.6 to 0.9 ms an operator; JAX has kept its trace"
+_ORDERS = (
+    "four orders in both directions in Python, for a product less; asdex has one order, compiled (Numba)"
+)
+_PYTHON = "both directions in Python, a step an entry; asdex's code is compiled (Numba)"
+_CALLS = "the calls of torch, of the strategy and of NumPy take longer than the work"
+_APART = (
+    "plain: operator by operator; compiled: products are written whole, then their entries picked; "
+    "XLA has one loop over entries where it makes rows"
+)
+WHY_SLOWER_THAN_ASDEX: dict[tuple[str, str], str] = {
+    ("Brusselator, 32 × 32", DETECTION): _TRACING,
+    ("heat, 200", DETECTION): _TRACING,
+    ("squared differences, 50", DETECTION): _TRACING,
+    ("arrow, 2,000", DETECTION): _TRACING,
+    ("Brusselator, 32 × 32", COLOURING): _ORDERS,
+    ("Brusselator, 128 × 128", COLOURING): _ORDERS,
+    ("Brusselator, 512 × 512", COLOURING): "two orders in both directions in Python, a step an entry; "
+    "asdex has one order, compiled (Numba)",
+    ("heat, 100,000", COLOURING): _PYTHON,
+    ("5th differences, 100,000", COLOURING): _PYTHON,
+    ("Brusselator, 32 × 32", PRODUCTS): _CALLS,
+    ("Brusselator, 128 × 128", PRODUCTS): _APART,
+    ("Brusselator, 512 × 512", PRODUCTS): _APART,
+    ("heat, 200", PRODUCTS): _CALLS,
+    ("heat, 100,000", PRODUCTS): _APART,
+    ("5th differences, 100,000", PRODUCTS): "J is the same everywhere: XLA makes it when it compiles",
+    ("squared differences, 50", PRODUCTS): _CALLS,
+    ("bundle adjustment, 2,400", PRODUCTS): "plain: operator by operator; compiled: not known",
+    ("bundle adjustment, 100,000", PRODUCTS): "plain: operator by operator",
+}
+"""By function and step; of others it is not known."""
 
 
 def compute(found: dict[str, Any]) -> str:
@@ -143,12 +177,120 @@ def startup(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sparse(found: dict[str, Any]) -> str:
+    """A table a step: milliseconds, and ratios of time to asdex, above 1 where jacjobs is faster."""
+    rows = found["rows"]
+    means = [
+        f"{name} {_mean_of(rows, step, kind)}"
+        for name, step, kind in (
+            ("detection", DETECTION, OURS),
+            ("colouring", COLOURING, OURS),
+            ("all products", PRODUCTS, OURS),
+            ("all products, compiled", PRODUCTS, COMPILED),
+        )
+    ]
+    tables = [_detections(rows), _colourings(rows), _all_products(rows)]
+    return "\n\n".join([*tables, f"In ms. Geometric means: {'; '.join(means)}."])
+
+
+def _detections(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| function | J | entries | first: jacjobs | asdex | ÷ | again: jacjobs | asdex | ÷ | "
+        "why, where slower |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        first, again = row["first_seconds"], row[DETECTION]
+        cells = [
+            *(row["function"], _shape(row["shape"]), _differing(row["entries"])),
+            *_ms(first, OURS, THEIRS),
+            f"{first[THEIRS] / first[OURS]:.2f}" if THEIRS in first else "",
+            *(*_ms(again["seconds"], OURS, THEIRS), *_ratios(again, OURS)),
+            _why_sparse(row, DETECTION),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _colourings(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| function | products: jacjobs | asdex | grouped in: jacjobs | asdex | ÷ | "
+        "why, where slower or more |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        groups = row["groups"]
+        cells = [
+            row["function"],
+            *(_directions(groups[who]) if who in groups else "" for who in (OURS, THEIRS)),
+            *(*_ms(row[COLOURING]["seconds"], OURS, THEIRS), *_ratios(row[COLOURING], OURS)),
+            _why_sparse(row, COLOURING),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _all_products(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| function | jacjobs | compiled | asdex | made in: jacjobs | compiled | asdex | ÷ | compiled ÷ | "
+        "why, where slower |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    kinds = (OURS, COMPILED, THEIRS)
+    for row in rows:
+        made = row[PRODUCTS]
+        cells = [
+            *(row["function"], *(made["ways"].get(kind, "") for kind in kinds)),
+            *(*_ms(made["seconds"], *kinds), *_ratios(made, OURS, COMPILED)),
+            _why_sparse(row, PRODUCTS),
+        ]
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _why_sparse(row: dict[str, Any], step: str) -> str:
+    """Where asdex takes less time, or fewer products."""
+    ratios = row[step]["ratios"]
+    if not ratios:
+        return str(row["missing"])
+    ours, theirs = (sum(row["groups"][who].values()) for who in (OURS, THEIRS))
+    lost = min(ratios.values()) < NOISE or (step == COLOURING and theirs < ours)
+    return WHY_SLOWER_THAN_ASDEX.get((row["function"], step), "not known") if lost else ""
+
+
+def _differing(counts: dict[str, int]) -> str:
+    """One number, or one each."""
+    if len(set(counts.values())) == 1:
+        return f"{counts[OURS]:,}"
+    return ", ".join(f"{who} {count:,}" for who, count in counts.items())
+
+
+def _directions(groups: dict[str, int]) -> str:
+    return " and ".join(f"{count:,} of {makes}" for makes, count in groups.items())
+
+
+def _ms(seconds: dict[str, float], *names: str) -> list[str]:
+    """Three digits, or all before the point."""
+    made = [1e3 * seconds[name] if name in seconds else None for name in names]
+    return ["" if ms is None else f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}" for ms in made]
+
+
+def _ratios(compared: dict[str, Any], *names: str) -> list[str]:
+    return [f"{compared['ratios'][name]:.2f}" if name in compared["ratios"] else "" for name in names]
+
+
+def _mean_of(rows: list[dict[str, Any]], step: str, name: str) -> str:
+    ratios = [row[step]["ratios"][name] for row in rows if name in row[step]["ratios"]]
+    return f"{statistics.geometric_mean(ratios):.2f}" if ratios else "none"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "compute": compute,
     "end_to_end": end_to_end,
     "limit": limit,
     "memory": memory,
     "scale": scale,
+    "sparse": sparse,
     "startup": startup,
 }
 TITLES = {
@@ -157,6 +299,7 @@ TITLES = {
     "limit": "Limit: a job against the larger of its computing and its writing alone (ratio of times)",
     "memory": "Memory: all processes together, as J grows",
     "scale": "Scale",
+    "sparse": "Sparse Jacobians: `jacjobs.structure` against asdex",
     "startup": "Start-up",
 }
 
