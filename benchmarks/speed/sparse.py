@@ -246,7 +246,6 @@ class Jacjobs:
             problem = Problem(self._fn, (self._x,))
             work = partial(_all_of, problem, Coloured(self.pattern, grouping), parts)
             if compiled:
-                assert problem.shape  # which what is compiled keeps of a problem cannot find out
                 work()
                 if any(COMPILED[strategy.name].code(problem).reason for strategy in parts):
                     continue

@@ -109,6 +109,7 @@ class Compiled(Strategy):
     def code(self, problem: Problem) -> Code:
         """Of this problem, and of all that differ from it in the values of leaves alone."""
         if self.name not in problem.kept:
+            _ = problem.shape  # found out while it has its leaves
             products = self._products(problem.with_leaves([]))
             reason = None if problem.seed is None else "random operations, with a seed of their own"
             problem.kept[self.name] = Code(products, reason)

@@ -558,3 +558,11 @@ def test_on_ray_who_dies_changes_no_byte(
     assert parts(tmp_path / "run") == parts(tmp_path / "quiet")
     assert len(manifest.parts) > 5
     check_equal(jacjobs.open(tmp_path / "run"), vmap(jacrev(beyond))(X).numpy())
+
+
+def test_a_compiled_strategy(tmp_path: Path) -> None:
+    X = randn(3, SIZE)
+    problem = Problem(functions.heat, (X,), in_dims=0)
+    J = run(problem, tmp_path / "run", strategy="jvp/compiled", chunk=3)
+    check_equal(J, vmap(jacrev(functions.heat))(X).numpy())
+    assert J.record.plan["strategy"] == "jvp/compiled"
