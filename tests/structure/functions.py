@@ -205,7 +205,20 @@ def bundle(cameras: int, points: int, observations: int) -> tuple[Callable[[Tens
     return residuals, 9 * cameras + 3 * points
 
 
-def radio_phases(stations: int, times: int) -> tuple[Callable[[Tensor], Tensor], int]:
+def radio_phases(stations: int, channels: int) -> tuple[Callable[[Tensor], Tensor], int]:
+    """The phase of each station in each channel, by its clock and by the electrons above it: two entries a
+    row, in two groups.
+    """
+    frequency = torch.linspace(0.12, 0.18, channels, dtype=F64)
+
+    def fn(x: Tensor) -> Tensor:
+        clock, electrons = x.reshape(2, stations, 1)
+        return torch.sin(2 * torch.pi * clock * frequency - 8.45 * electrons / frequency).reshape(-1)
+
+    return fn, 2 * stations
+
+
+def baselines(stations: int, times: int) -> tuple[Callable[[Tensor], Tensor], int]:
     """The phase of each pair of stations, again and again: two entries a row."""
     pairs = torch.combinations(torch.arange(stations))
     first, second = pairs[:, 0].repeat(times), pairs[:, 1].repeat(times)

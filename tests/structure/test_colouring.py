@@ -75,6 +75,14 @@ FEW: dict[str, tuple[Callable[[Tensor], Tensor], int, int]] = {
     "squared differences": (functions.squared_differences, 50, 2),
     "batched network": (functions.batched_network(256, 16), 4096, 16),
     "banded": (functions.banded(200, 3), 200, 7),
+    "radio phases": (functions.radio_phases(10, 2048)[0], 20, 2),
+}
+ENTRIES = {
+    "Brusselator, 32": 12_288,
+    "heat": 3 * 200 - 2,
+    "squared differences": 98,
+    "radio phases": 40_960,
+    **{f"{k}-th differences": (k + 1) * (50 - k) for k in (1, 2, 3, 5)},
 }
 
 
@@ -84,6 +92,7 @@ def test_few_groups(name: str) -> None:
     found = detect(fn, [randn(size)], [0]).pattern
     assert found is not None
     assert colour_columns(found).groups <= most
+    assert found.nnz == ENTRIES.get(name, found.nnz)
 
 
 def test_bundle_adjustment_takes_twelve_groups_at_any_size() -> None:
@@ -92,6 +101,7 @@ def test_bundle_adjustment_takes_twelve_groups_at_any_size() -> None:
         found = detect(residuals, [randn(size)], [0]).pattern
         assert found is not None
         assert colour_columns(found).groups == 12
+        assert found.nnz == 24 * observations
 
 
 EQUAL: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
@@ -103,7 +113,8 @@ EQUAL: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "differences": (functions.differences(4), 40),
     "batched network": (functions.batched_network(12, 5), 60),
     "banded": (functions.banded(40, 2), 40),
-    "radio phases": functions.radio_phases(8, 3),
+    "radio phases": functions.radio_phases(10, 2048),
+    "baselines": functions.baselines(8, 3),
     "graph network": (functions.graph_network(12, 3), 36),
     "arrow": (functions.arrow(30), 30),
     "differences and sums": (functions.two_kinds(30), 30),

@@ -136,7 +136,7 @@ def test_large_ones() -> None:
     assert found is not None
     assert (found.shape, found.nnz) == ((4800, 1380), 57_600)
     assert set(found.indptr[1:] - found.indptr[:-1]) == {12}
-    phases, size = functions.radio_phases(20, 8)
+    phases, size = functions.baselines(20, 8)
     found = detect(phases, [randn(size)], [0]).pattern
     assert found is not None
     assert found.nnz == 2 * found.shape[0]
