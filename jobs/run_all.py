@@ -181,6 +181,12 @@ LEGEND = (
 )
 
 
+def entries_of(J: JacobianDataset) -> int:
+    """That were computed."""
+    groups = J.record.plan.get("groups")
+    return int(np.prod(J.shape)) if groups is None else J.points * int(groups["ends"][-1])
+
+
 def row(result: Result) -> tuple[str, ...]:
     J, manifest = result.J, result.J.manifest
     assert manifest is not None
@@ -193,7 +199,7 @@ def row(result: Result) -> tuple[str, ...]:
         f"{manifest.chunk:,}",
         duration(result.plan_seconds),
         duration(result.run_seconds),
-        f"{np.prod(J.shape) / result.run_seconds:,.0f}",
+        f"{entries_of(J) / result.run_seconds:,.0f}",
         "" if measured is None else size(measured),
         size(result.family_bytes),
         f"{manifest.checks['worst_relative_error']:.0e}" if manifest.checks.get("by") else "none",

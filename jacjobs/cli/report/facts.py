@@ -62,6 +62,8 @@ class Facts:
         """Of J, in all attempts; of a complete run, all: an attempt that was killed left an old record."""
         shape = self.shape
         total = shape.points * shape.rows * shape.columns
+        if self.plan is not None and self.plan.groups is not None:
+            total = shape.points * self.plan.groups.entries
         return total if self.complete else min(total, sum(attempt.entries_done for attempt in self.attempts))
 
     @property

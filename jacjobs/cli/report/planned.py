@@ -84,6 +84,8 @@ def _plan_rows(made: Plan) -> Rows:
     tiling, resources = made.tiling, made.resources
     how = "measured" if made.timings else "predicted"
     product = "a column" if made.by_columns else "a row"
+    if made.groups is not None:
+        product = f"the sum of a group of {' or '.join(made.groups.kinds)}"
     rows = [
         ("a product", f"{product} of J"),
         *([("pattern", render.pattern(made))] if made.groups is not None else []),
