@@ -26,6 +26,11 @@ may be other than zero.
 Compression = Literal["none", "zstd", "lz4"]
 
 
+def index_bytes(columns: int) -> int:
+    """Of a column's number, as a sparse J of so many is stored."""
+    return 4 if columns <= 2**31 else 8
+
+
 class Rectangle(NamedTuple):
     """Points × rows × columns of J, half-open: the extent of a block, of a part, of a chunk."""
 

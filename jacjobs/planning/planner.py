@@ -4,6 +4,7 @@ resources and the options.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -222,7 +223,8 @@ class Planner:
         Raises InputError where no strategy fits the memory, the dataset not the disk, or where a sparse one
         is asked for and there is none.
         """
-        asked, refusal = self._compute.structure, None
+        asked = self._compute.structure
+        refusal: InputError | None = None
         if asked == "auto" and self._facts.given:
             asked = "sparse"
         if asked == "sparse" and not self._facts.sparse:
@@ -242,16 +244,14 @@ class Planner:
         if asked != "sparse":
             try:
                 dense = self.dense()
-            except InputError as error:
+            except InputError:
                 if best is None:
                     raise
-                refusal = error
-        if best is None and dense is None:
+        if dense is not None and (best is None or not _is_worth(best, dense)):
+            return dense
+        if best is None:
             assert refusal is not None
             raise refusal
-        if best is None or (dense is not None and not _is_worth(best, dense)):
-            assert dense is not None
-            return dense
         return best
 
     def dense(self, timings: Sequence[Timing] = ()) -> Plan:
@@ -313,7 +313,7 @@ class Planner:
             group_records=rows_in_a_group(shape, groups.entries),
             groups=groups,
             second=self._second(others[0]) if others else None,
-            dense_seconds=self._dense_seconds(),
+            dense_seconds=self._dense_seconds,
             leaner=() if others else _leaner(first, self._facts),
             peak_bytes=max(each.peak_bytes for each in best.values()),
             seconds=sum(each.seconds for each in best.values()),
@@ -361,6 +361,7 @@ class Planner:
                     do="give its operators the rules that they lack, or --set compute.check=off to trust it",
                 )
 
+    @functools.cached_property
     def _dense_seconds(self) -> float | None:
         """Of the fastest, whether there is room on the disk or not."""
         chooser = chooser_for(self._facts, self._compute, self._output, self._resources)

@@ -32,7 +32,7 @@ from jacjobs.planning.geometry import (
     multiple,
 )
 from jacjobs.planning.options import Count
-from jacjobs.shape import Compression, JacobianShape, Products, Rectangle
+from jacjobs.shape import Compression, JacobianShape, Products, Rectangle, index_bytes
 
 PATTERN_BYTES = 48
 """What a worker holds for each entry of the pattern: where it is, which product makes it, and where."""
@@ -80,6 +80,13 @@ class Groups(BaseModel):
 
     def of(self, kind: Kind) -> int:
         return self.columns if kind == "columns" else self.rows
+
+    def seeds(self, shape: JacobianShape, like: Callable[[int, int], Any]) -> dict[str, Any]:
+        """For a problem whose products take as long, whatever is in which group: of each kind, `like(how many
+        columns or rows, groups)`.
+        """
+        sizes: dict[Kind, int] = {"columns": shape.columns, "rows": shape.rows}
+        return {kind: like(sizes[kind], self.of(kind)) for kind in self.kinds}
 
 
 class Pace(BaseModel):
@@ -200,12 +207,7 @@ def _stops(groups: Groups, paces: dict[Kind, Pace], line_bytes: dict[Kind, int],
 
 def stored_bytes(shape: JacobianShape, entries: int) -> int:
     """Of all records, uncompressed."""
-    return shape.points * (entries * (shape.item_bytes + index_bytes(shape)) + shape.rows * ROW_BYTES)
-
-
-def index_bytes(shape: JacobianShape) -> int:
-    """Of a column's number, as it is stored."""
-    return 4 if shape.columns <= 2**31 else 8
+    return shape.points * (entries * (shape.item_bytes + index_bytes(shape.columns)) + shape.rows * ROW_BYTES)
 
 
 def rows_in_a_group(shape: JacobianShape, entries: int) -> int:
@@ -230,9 +232,7 @@ class SparseChooser(Chooser):
         self.groups = groups
 
     def seeds(self, like: Callable[[int, int], Any]) -> dict[str, Any]:
-        """For a problem whose products take as long: of each kind, `like(columns or rows, groups)`."""
-        sizes: dict[Kind, int] = {"columns": self._shape.columns, "rows": self._shape.rows}
-        return {kind: like(sizes[kind], self.groups.of(kind)) for kind in self.groups.kinds}
+        return self.groups.seeds(self._shape, like)
 
     def cut(self, paces: dict[Kind, Pace]) -> SparseTiling:
         """For all products."""

@@ -16,7 +16,7 @@ from jacjobs.cost import CostModel
 from jacjobs.errors import InputError
 from jacjobs.planning.choice import Resources
 from jacjobs.planning.planner import Facts, Way
-from jacjobs.planning.sparse import Groups, Kind, kind_of
+from jacjobs.planning.sparse import Groups, kind_of
 from jacjobs.problem import Problem, canonical, function_error
 from jacjobs.run.survey import estimator_of
 from jacjobs.structure.coloured import Coloured
@@ -140,11 +140,7 @@ def _way(problem: Problem, facts: Facts, groups: Groups, resources: Resources) -
 def _estimated(
     problem: Problem, names: Sequence[str], groups: Groups, resources: Resources
 ) -> Iterator[CostModel]:
-    shape = problem.shape
-    sizes: dict[Kind, int] = {"columns": shape.columns, "rows": shape.rows}
-    # Which columns are in which group does not matter for what a product costs.
-    seeds: dict[str, Any] = {kind: Grouped.like(sizes[kind], groups.of(kind)) for kind in groups.kinds}
-    estimator = estimator_of(problem.times(seeds), resources)
+    estimator = estimator_of(problem.times(groups.seeds(problem.shape, Grouped.like)), resources)
     with warnings.catch_warnings(action="ignore"):
         for name in names:
             # One that works with one-hot seeds, and not with sums of them, there need not be.

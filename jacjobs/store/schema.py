@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jacjobs.shape import Box, Layout, Rectangle
+from jacjobs.shape import Box, Layout, Rectangle, index_bytes
 
 FORMAT = 1
 """Version of the format. A reader refuses a higher one."""
@@ -58,7 +58,7 @@ def part_schema(
 
 def index_dtype(columns: int) -> np.dtype[Any]:
     """Of the columns of a sparse J."""
-    return np.dtype(np.int32 if columns <= 2**31 else np.int64)
+    return np.dtype(f"i{index_bytes(columns)}")
 
 
 def record_indices(box: Box, stripe: int | None) -> tuple[NDArray[np.int64], ...]:

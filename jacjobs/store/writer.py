@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from jacjobs.errors import StoreError
-from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle
+from jacjobs.shape import Box, Compression, JacobianShape, Layout, Rectangle, index_bytes
 from jacjobs.store.commit import storing
 from jacjobs.store.parquet import MAGIC, ListFile, compressed_bytes
 from jacjobs.store.place import Place
@@ -57,7 +57,7 @@ class PartFormat(BaseModel):
 
 
 class _Writer:
-    """A part on its way. Nothing keeps a reference to what is added."""
+    """A part on its way. `_add` keeps no reference to what it is given."""
 
     def __init__(self, place: Place, part: Rectangle, form: PartFormat, nbytes: int) -> None:
         """nbytes: about how much it will be, for whoever has to find room for it."""
@@ -135,7 +135,7 @@ class SparsePartWriter(_Writer):
 
     def __init__(self, place: Place, part: Rectangle, form: PartFormat, entries: int) -> None:
         """entries: of each point."""
-        each = form.shape.item_bytes + index_dtype(form.shape.columns).itemsize
+        each = form.shape.item_bytes + index_bytes(form.shape.columns)
         super().__init__(place, part, form, part.points * entries * each)
         self._waiting: list[tuple[int, Any]] = []
         self._points = max(1, form.group_records // form.shape.rows)
