@@ -91,14 +91,12 @@ class Problem:
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
         leaves, self._spec = pytree.tree_flatten(tuple(args))
-        dims = _leaf_dims(in_dims, self._spec, leaves, batched)
+        self._dims = dims = _leaf_dims(in_dims, self._spec, leaves, batched)
         self.carried = tuple(dim is not None for dim in dims)
         """For every leaf: does it carry the axis of points?"""
         self.points = _count_points(leaves, dims)
         """P; 1 without in_dims."""
-        self.leaves: list[Any] = [
-            leaf if dim is None else leaf.movedim(dim, 0) for leaf, dim in zip(leaves, dims, strict=True)
-        ]
+        self.leaves = self._with_points_first(leaves)
         """Every leaf of args, the axis of points (if any) moved to the front."""
         self._input_names, self.wanted = _differentiated(args, self.argnums)
         """Indices into `leaves` of those differentiated, in the order of the columns of J."""
@@ -217,6 +215,15 @@ class Problem:
         return list(self._spec.children())
 
     @property
+    def wanted_spec(self) -> pytree.TreeSpec:
+        """The structure of what is differentiated: of an argument, or of a tuple of those in `argnums`."""
+        specs = [self.argument_specs[number] for number in self.argnums]
+        if self._one_argnum:
+            return specs[0]
+        places = tuple(pytree.tree_unflatten([0] * spec.num_leaves, spec) for spec in specs)
+        return pytree.tree_structure(places)
+
+    @property
     def input_sizes(self) -> list[int]:
         """Elements of each differentiated leaf at one point; they add up to n."""
         return [self._point_shape(index).numel() for index in self.wanted]
@@ -238,6 +245,8 @@ class Problem:
 
     def at_points(self, start: int, stop: int) -> list[Any]:
         """The leaves with points `start:stop` of those that carry points, the others whole."""
+        if (start, stop) == (0, self.points):
+            return list(self.leaves)
         return [
             leaf[start:stop] if carried else leaf
             for leaf, carried in zip(self.leaves, self.carried, strict=True)
@@ -324,6 +333,16 @@ class Problem:
         other.kept = {}
         other.seeds = seeds
         return other
+
+    def called_with(self, leaves: Sequence[Any]) -> Problem:
+        """The same problem with other tensors of the same shapes and dtypes, as `args` flatten to them."""
+        return self.with_leaves(self._with_points_first(leaves))
+
+    def _with_points_first(self, leaves: Sequence[Any]) -> list[Any]:
+        return [
+            leaf if dim is None else leaf.movedim(dim, 0)
+            for leaf, dim in zip(leaves, self._dims, strict=True)
+        ]
 
     def with_leaves(self, leaves: Sequence[Any]) -> Problem:
         """The same problem with other tensors of the same shapes and dtypes."""

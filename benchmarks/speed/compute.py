@@ -18,15 +18,21 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
 import jacjobs
 from benchmarks import functions
-from benchmarks.speed.pairs import TooSlowError, Work, in_turns, ratio, seconds_of, within
+from benchmarks.speed.elsewhere import Elsewhere, There
+from benchmarks.speed.pairs import TooSlowError, Work, each_of_several, in_turns, ratio, seconds_of, within
 from benchmarks.speed.peers import LEAST_SECONDS, PATIENCE, Case, at_its_best, compiled_peers_of, peers_of
 from jacjobs import Problem
 from jobs.kernel_residual import problem as kernel_residual
 
 ROUNDS, QUICK_ROUNDS = 7, 5
+TURN_SECONDS = 0.2
+"""What takes less is called several times in a turn."""
+ALONE_SECONDS = 0.05
+"""The same, where the best of a kind is looked for."""
 AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Largest difference of two results, of the largest entry."""
 SINGLE, DOUBLE, BOTH = (torch.float32,), (torch.float64,), (torch.float32, torch.float64)
@@ -75,6 +81,21 @@ def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[dict[
 
 
 def _row(name: str, speed: Speed, dtype: torch.dtype, *, quick: bool) -> dict[str, Any]:
+    if quick:
+        return _measured(name, speed, dtype, {}, quick=True)
+    with Elsewhere(partial(_twins, speed.twin, dtype, dict(speed.sizes))) as jax:
+        return _measured(name, speed, dtype, jax.works, quick=False)
+
+
+def _twins(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Work]:
+    from benchmarks.speed import twins
+
+    return twins.works(twin, dtype, sizes)
+
+
+def _measured(
+    name: str, speed: Speed, dtype: torch.dtype, twins: Mapping[str, There], *, quick: bool
+) -> dict[str, Any]:
     case = Case(speed.make(dtype=dtype, **speed.sizes))
     of = partial(jacjobs.jacobian, case.fn, case.argnums, in_dims=case.in_dims)
     plain = of()
@@ -90,14 +111,14 @@ def _row(name: str, speed: Speed, dtype: torch.dtype, *, quick: bool) -> dict[st
     works: dict[str, Work] = {"jacjobs": lambda: plain(*case.args), **_best(peers["plain"])}
     if not quick:
         best = min(seconds for _, seconds in peers["plain"].values())
-        peers["compiled"] = _compiled(speed, dtype, case, checked, best)
+        peers["compiled"] = _compiled(twins, case, checked, best)
         compiled = of(compile=True)
         first["jacjobs, compiled"] = seconds_of(lambda: compiled(*case.args))
         checked(case.entries(compiled(*case.args)), "jacjobs, compiled")
         works |= {"jacjobs, compiled": lambda: compiled(*case.args), **_best(peers["compiled"])}
     for work in works.values():
-        work()
-    seconds = in_turns(works, QUICK_ROUNDS if quick else ROUNDS)
+        each_of_several(work, 0.0)
+    seconds = in_turns(works, QUICK_ROUNDS if quick else ROUNDS, TURN_SECONDS)
     row = {
         "function": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -147,31 +168,20 @@ def _at_their_best(case: Case, checked: Check) -> Peers:
     return found
 
 
-def _compiled(speed: Speed, dtype: torch.dtype, case: Case, checked: Check, best: float) -> Peers:
-    import jax
-    import numpy as np
-
-    from benchmarks.speed import twins
-
+def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: float) -> Peers:
     found: Peers = {}
     limit = max(LEAST_SECONDS, PATIENCE * best)
-    for peer, (fn, args) in getattr(twins, speed.twin)(dtype, **speed.sizes).items():
-        compiled = jax.jit(fn)
-
-        def work(compiled: Any = compiled, args: Any = args) -> Any:
-            return jax.block_until_ready(compiled(*args))
-
-        J = in_order(jax.tree.map(lambda leaf: torch.from_numpy(np.array(leaf)), work()), case)
-        checked(case.entries(J), peer)
-        with suppress(TooSlowError), within(limit):
-            found[peer] = work, min(seconds_of(work) for _ in range(3))
+    for peer, twin in twins.items():
+        checked(case.entries(in_order(pytree.tree_map(torch.from_numpy, twin()), case)), peer)
+        with suppress(TooSlowError):
+            found[peer] = twin, min(twin.each_of_several(ALONE_SECONDS, limit) for _ in range(3))
     for peer, work in compiled_peers_of(case).items():
         try:
             checked(case.entries(work()), peer)
         except (RuntimeError, NotImplementedError):
             continue
         with suppress(TooSlowError), within(limit):
-            found[peer] = work, min(seconds_of(work) for _ in range(3))
+            found[peer] = work, min(each_of_several(work, ALONE_SECONDS) for _ in range(3))
     return found
 
 

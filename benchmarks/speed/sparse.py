@@ -20,7 +20,7 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
-from benchmarks.speed.pairs import TooSlowError, Work, in_turns, ratio, seconds_of, within
+from benchmarks.speed.pairs import TooSlowError, Work, each_of_several, in_turns, ratio, seconds_of, within
 from jacjobs import Problem
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES
 from jacjobs.autodiff.strategy import Strategy
@@ -128,11 +128,9 @@ def _row(name: str, function: Sparse, *, quick: bool) -> dict[str, Any]:
 
 def _compared(works: dict[str, Work], rounds: int) -> dict[str, Any]:
     """Seconds in turns, and ratios to those of asdex: above 1, jacjobs is faster."""
-    times = {who: _times(work) for who, work in works.items()}
-    several = {who: partial(_several, work, times[who]) for who, work in works.items()}
-    longest = max(seconds_of(work) for work in several.values())
-    in_all = in_turns(several, max(1, min(rounds, int(MOST_SECONDS / longest))))
-    seconds = {who: [taken / times[who] for taken in each] for who, each in in_all.items()}
+    longest = max(seconds_of(work) for work in works.values())
+    rounds = max(1, min(rounds, int(MOST_SECONDS / longest)))
+    seconds = in_turns(works, rounds, LEAST_SECONDS)
     theirs = seconds.get("asdex")
     return {
         "seconds": {who: statistics.median(taken) for who, taken in seconds.items()},
@@ -144,19 +142,8 @@ def _compared(works: dict[str, Work], rounds: int) -> dict[str, Any]:
     }
 
 
-def _times(work: Work) -> int:
-    """How often it is called in a timing."""
-    return max(1, round(LEAST_SECONDS / seconds_of(work)))
-
-
-def _several(work: Work, times: int) -> None:
-    for _ in range(times):
-        work()
-
-
 def _alone(work: Work) -> float:
-    times = _times(work)
-    return min(seconds_of(partial(_several, work, times)) for _ in range(3)) / times
+    return min(each_of_several(work, LEAST_SECONDS) for _ in range(3))
 
 
 def _products(name: str, ours: Jacjobs, theirs: Side | None, rounds: int, *, quick: bool) -> dict[str, Any]:

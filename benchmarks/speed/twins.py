@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,16 @@ jax.config.update("jax_enable_x64", True)
 
 Twin = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that returns all of J, to be compiled, and its arguments."""
+
+
+def works(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Callable[[], Any]]:
+    """Those of one function, compiled: each returns all of J."""
+
+    def work(compiled: Any, args: tuple[Any, ...]) -> Any:
+        return jax.block_until_ready(compiled(*args))
+
+    twins: dict[str, Twin] = globals()[twin](dtype, **sizes)
+    return {peer: partial(work, jax.jit(fn), args) for peer, (fn, args) in twins.items()}
 
 
 def array(tensor: Tensor) -> Any:

@@ -12,6 +12,7 @@ Where a function cannot be compiled, or values differ by more than rounding, all
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,8 @@ from jacjobs.shape import Rectangle
 Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
 """Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …). Without
 seeds they are all one-hot ones: code that knows is spared some of the work (`passes.py`)."""
+_DEFINED_ONCE = "__builtins_dict__", "__import_torch_", "__import_jacjobs_"
+"""What the names of such modules begin with, where a guard names one."""
 
 
 @dataclass
@@ -101,10 +104,10 @@ class Compiled(Strategy):
                     part = products_between(self, problem.shape, (start, stop), (first, last))
                     yield from self.eager.chunks(problem, part, seeds, chunk)
                     continue
-                leaves = [leaf[:, before : before + last - first] for leaf in made]
+                if last - first < size:
+                    made = [leaf[:, before : before + last - first] for leaf in made]
+                yield Chunk(slice(start, stop), slice(first, last), made)
                 del made
-                yield Chunk(slice(start, stop), slice(first, last), leaves)
-                del leaves
 
     def code(self, problem: Problem) -> Code:
         """Of this problem, and of all that differ from it in the values of leaves alone."""
@@ -125,31 +128,34 @@ class Compiled(Strategy):
         return f"{self.name} goes on as {self.eager.name}: {code.reason}"
 
     def _made(self, problem: Problem, code: Code, part: Rectangle, seeds: SeedMaker) -> list[Tensor] | None:
-        """(points, products, size of leaf) a leaf; None where the code is of no use."""
+        """(points, products, *shape of leaf) a leaf; None where the code is of no use."""
         if code.reason is not None:
             return None
         several = part.points > 1
-        leaves = (
-            problem.at_points(part.point_start, part.point_stop)
-            if several
-            else problem.at_point(part.point_start)
-        )
+        between = part.point_start, part.point_stop
+        leaves = problem.at_points(*between) if several else problem.at_point(part.point_start)
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         first, last = products_of(self, part)
         drawn = None
         if not isinstance(seeds, OneHot) or last - first < seeds.size:
             drawn = make(seeds, first, last, self._like(problem, leaves, several))
         size = part.points, last - first, drawn is not None
-        compiled = code.sizes.get(size) or _compile(code.products)
+        compiled = code.sizes.get(size)
         try:
-            with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
-                made = compiled(leaves, drawn, several)
+            with torch.no_grad():
+                if compiled is not None:
+                    made = compiled(leaves, drawn, several)
+                else:
+                    compiled = _compile(code.products)
+                    with _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
+                        made = compiled(leaves, drawn, several)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             code.reason = explain(error)
             return None
-        made = [leaf.reshape(*size[:2], -1) for leaf in made]
+        if not several:
+            made = [leaf.unsqueeze(0) for leaf in made]
         if size not in code.sizes:
             code.sizes[size] = compiled
             code.reason = self._difference(problem, made, part, seeds)
@@ -164,7 +170,7 @@ class Compiled(Strategy):
             points = slice(plain.points.start - part.point_start, plain.points.stop - part.point_start)
             products = slice(plain.products.start - first, plain.products.stop - first)
             for leaf, want in zip(made, plain.leaves, strict=True):
-                got, want = leaf[points, products], flat(want)
+                got, want = flat(leaf)[points, products], flat(want)
                 finite = torch.isfinite(want)
                 error = torch.where(finite, got - want, 0).abs().max()
                 scale = torch.where(finite, want, 0).abs().max()
@@ -259,6 +265,28 @@ def _compile(products: Products) -> Products:
 
     code = products.__code__.replace()
     own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
-    options: dict[str, Any] = {"post_grad_custom_post_pass": ChunkPass()}
+    options: dict[str, Any] = {"post_grad_custom_post_pass": ChunkPass(), "guard_filter_fn": _watched}
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled
+
+
+def _watched(guards: Sequence[Any]) -> list[bool]:
+    """Which of torch's guards are looked at before each call of what was compiled.
+
+    A guard is of something that the code was made for: leaves, what the user's function reads, torch's modes.
+    What torch and jacjobs define does not change, but looking at all of it takes a third of a millisecond.
+    """
+    return [_may_change(guard.orig_guard.name) for guard in guards]
+
+
+def _may_change(source: str) -> bool:
+    """May what code can read at `source` be something else at the next call?"""
+    if not source or "L['problem'].fn" in source:
+        return True
+    root = re.search(r"\b(L|G)\['(\w+)'\]", source)
+    if root is None:  # torch itself
+        return False
+    scope, name = root.groups()
+    if scope == "L":  # of `Compiled._at_points`
+        return name in ("leaves", "seeds")
+    return name not in globals() and not name.startswith(_DEFINED_ONCE)

@@ -125,12 +125,12 @@ class JacobianFunction:
         self._in_dims = in_dims
         self._wishes = wishes
         self._create_graph = create_graph
-        self._known: dict[Any, tuple[Problem, Choice]] = {}
+        self._ready: dict[Any, _Ready] = {}
 
     @property
     def choices(self) -> list[Choice]:
         """One for each kind of arguments that it was called with, in order."""
-        return [choice for _, choice in self._known.values()]
+        return [ready.choice for ready in self._ready.values()]
 
     def __call__(self, *args: Any) -> Any:
         if inside_transform():
@@ -138,23 +138,15 @@ class JacobianFunction:
             dims: Any = self._in_dims
             lifted = plain if dims is None else torch.func.vmap(plain, dims)
             return lifted(*args)
-        args = pytree.tree_map(_ordinary, args)
-        signature = _signature(args)
-        problem = Problem(self._fn, args, self._argnums, self._in_dims)
-        if signature not in self._known:
+        leaves, spec = pytree.tree_flatten(args)
+        leaves = [_ordinary(leaf) for leaf in leaves]
+        kind = spec, tuple(map(_kind, leaves))
+        if kind not in self._ready:
+            args = pytree.tree_unflatten(leaves, spec)
+            problem = Problem(self._fn, args, self._argnums, self._in_dims)
             choice = _choose(problem, self._wishes)
-            self._known[signature] = problem.with_leaves([]), choice  # what the arguments hold is not kept
-        of_this_kind, choice = self._known[signature]
-        with torch.inference_mode(False):
-            return self._computed(of_this_kind.with_leaves(problem.leaves), choice, args)
-
-    def _computed(self, problem: Problem, choice: Choice, args: Sequence[Any]) -> Any:
-        maker = strategy_named(choice.strategy)
-        products = _products(problem, maker, choice.chunk, self._create_graph)
-        grid = _nested(products, by_rows=maker.makes == "rows", shape=problem.shape)
-        if self._in_dims is None:
-            grid = [[piece.squeeze(0) for piece in row] for row in grid]
-        return _as_jacrev(grid, problem, self._argnums, args)
+            self._ready[kind] = _Ready(problem, choice, self._create_graph)
+        return self._ready[kind](leaves)
 
 
 def _ordinary(leaf: Any) -> Any:
@@ -165,11 +157,34 @@ def _ordinary(leaf: Any) -> Any:
     return leaf
 
 
-def _signature(args: tuple[Any, ...]) -> Any:
+def _kind(leaf: Any) -> Any:
     """What the choice of a strategy may depend on, short of the values."""
-    leaves, spec = pytree.tree_flatten(args)
-    kinds = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else repr(x) for x in leaves]
-    return spec, tuple(kinds)
+    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf)
+
+
+class _Ready:
+    """What is known of all arguments of a kind: after the first call, no more is done than need be."""
+
+    def __init__(self, problem: Problem, choice: Choice, create_graph: bool) -> None:
+        self.choice = choice
+        self._create_graph = create_graph
+        self._problem = problem.with_leaves([])  # what the arguments hold is not kept
+        self._maker = strategy_named(choice.strategy)
+        self._dtypes = [problem.leaves[index].dtype for index in problem.wanted]
+        self._inputs, self._outputs = problem.wanted_spec, problem.output_spec
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        """J, as jacrev returns it; of what `args` flatten to."""
+        with torch.inference_mode(False):
+            problem = self._problem.called_with(leaves)
+            products = _products(problem, self._maker, self.choice.chunk, self._create_graph)
+            grid = _nested(products, problem, by_rows=self._maker.makes == "rows")
+            rows = [pytree.tree_unflatten([*map(_as, row, self._dtypes)], self._inputs) for row in grid]
+            return pytree.tree_unflatten(rows, self._outputs)
+
+
+def _as(leaf: Tensor, dtype: torch.dtype) -> Tensor:
+    return leaf if leaf.dtype == dtype else leaf.to(dtype)
 
 
 def _choose(problem: Problem, wishes: Wishes) -> Choice:
@@ -322,6 +337,8 @@ def _with_places_of_their_own(leaves: list[Tensor]) -> list[Tensor]:
 
 def _is_dense(leaf: Tensor) -> bool:
     """Has each entry a place of its own, in whatever order, with none between?"""
+    if leaf.is_contiguous():
+        return True
     step = 1
     for stride, size in sorted(zip(leaf.stride(), leaf.shape, strict=True)):
         if size > 1 and stride != step:
@@ -330,30 +347,23 @@ def _is_dense(leaf: Tensor) -> bool:
     return True
 
 
-def _nested(products: list[Tensor], *, by_rows: bool, shape: JacobianShape) -> list[list[Tensor]]:
-    """`[output][input]` → (points, *output shape, *input shape)."""
+def _nested(products: list[Tensor], problem: Problem, *, by_rows: bool) -> list[list[Tensor]]:
+    """`[output][input]` → (points, *output shape, *input shape), without points where there is no axis."""
+    shape = problem.shape
+    points = () if problem.in_dims is None else (shape.points,)
     across = shape.outputs if by_rows else shape.inputs
-    pieces = [torch.split(leaf, [segment.size for segment in across], dim=1) for leaf in products]
+    pieces = [
+        torch.split(leaf, [segment.size for segment in across], dim=1) if len(across) > 1 else [leaf]
+        for leaf in products
+    ]
     if by_rows:  # pieces[input][output]: (points, output size, input size)
         grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
     else:  # pieces[output][input]: (points, input size, output size)
         grid = [[piece.transpose(1, 2) for piece in row] for row in pieces]
     return [
         [
-            piece.reshape((shape.points, *output.shape, *inp.shape))
+            piece.reshape((*points, *output.shape, *inp.shape))
             for piece, inp in zip(row, shape.inputs, strict=True)
         ]
         for row, output in zip(grid, shape.outputs, strict=True)
     ]
-
-
-def _as_jacrev(grid: list[list[Tensor]], problem: Problem, argnums: Any, args: Sequence[Any]) -> Any:
-    """The outputs' structure, each leaf replaced by the inputs' structure."""
-    dtypes = [problem.leaves[index].dtype for index in problem.wanted]
-    wanted = args[argnums] if isinstance(argnums, int) else tuple(args[number] for number in argnums)
-    spec = pytree.tree_structure(wanted)
-    rows = [
-        pytree.tree_unflatten([piece.to(dtype) for piece, dtype in zip(row, dtypes, strict=True)], spec)
-        for row in grid
-    ]
-    return pytree.tree_unflatten(rows, problem.output_spec)
