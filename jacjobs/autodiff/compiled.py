@@ -289,4 +289,7 @@ def _may_change(source: str) -> bool:
     scope, name = root.groups()
     if scope == "L":  # of `Compiled._at_points`
         return name in ("leaves", "seeds")
-    return name not in globals() and not name.startswith(_DEFINED_ONCE)
+    return name not in _OURS and not name.startswith(_DEFINED_ONCE)
+
+
+_OURS = frozenset(globals())  # torch will add the modules that it reads

@@ -358,8 +358,8 @@ def _nested(products: list[Tensor], problem: Problem, *, by_rows: bool) -> list[
     ]
     if by_rows:  # pieces[input][output]: (points, output size, input size)
         grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
-    else:  # pieces[output][input]: (points, input size, output size)
-        grid = [[piece.transpose(1, 2) for piece in row] for row in pieces]
+    else:  # pieces[output][input]: (points, input size, output)
+        grid = [[piece.flatten(2).transpose(1, 2) for piece in row] for row in pieces]
     return [
         [
             piece.reshape((*points, *output.shape, *inp.shape))

@@ -101,6 +101,77 @@ def test_any_chunk_covers_all_products_at_all_points(
     assert len(uncompiled) == 1
 
 
+def images(x: dict[str, Tensor], y: Tensor) -> list[Tensor]:
+    return [torch.outer(y, x["a"].sum(0)).sin(), (x["a"] * x["b"].prod()).cos()]
+
+
+@pytest.mark.parametrize("strategy", ["vjp/vmap", "jvp/vmap"])
+@pytest.mark.parametrize("chunk", [2, 5, 1000])
+@pytest.mark.parametrize("points", [False, True])
+def test_jacobian_has_the_leaves_that_jacrev_has(
+    strategy: str, chunk: int, points: bool, uncompiled: list[Products]
+) -> None:
+    """Leaves of several axes, by rows and by columns."""
+    many = (3,) if points else ()
+    args = {"a": randn(*many, 2, 4), "b": randn(*many, 2, 2)}, randn(*many, 3)
+    J = jacjobs.jacobian(
+        images, (0, 1), in_dims=0 if points else None, strategy=strategy, chunk=chunk, compile=True
+    )
+    plain = jacrev(images, (0, 1))
+    for _ in range(2):
+        torch.testing.assert_close(J(*args), vmap(plain)(*args) if points else plain(*args))
+    assert J.choices[0].strategy in COMPILED
+    assert len(uncompiled) == 1
+
+
+SCALE = 2.0
+
+
+class Scaled:
+    def __init__(self) -> None:
+        self.by = [3.0]
+        self.weight = W
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return SCALE * self.by[0] * (self.weight @ x)
+
+
+@needs_a_compiler
+def test_code_is_made_anew_where_what_the_function_reads_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A global, what hangs on the function, a matrix of other strides; and the layout of an argument."""
+    of, x = Scaled(), randn(7)
+    J = jacjobs.jacobian(of, strategy="vjp/vmap", chunk=13, compile=True)
+    torch.testing.assert_close(J(x), 6 * W)
+    monkeypatch.setitem(globals(), "SCALE", 5.0)
+    torch.testing.assert_close(J(x), 15 * W)
+    of.by[0] = 1.0
+    torch.testing.assert_close(J(x), 5 * W)
+    of.weight = (2 * W).t().contiguous().t()
+    torch.testing.assert_close(J(x), 10 * W)
+    torch.testing.assert_close(J(torch.stack([x, x], dim=1)[:, 0]), 10 * W)
+    assert J.choices[0].strategy in COMPILED
+    (code,) = [kept for ready in J._ready.values() for kept in ready._problem.kept.values()]
+    assert code.reason is None
+
+
+@needs_a_compiler
+def test_nothing_is_looked_at_before_a_call_but_what_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+
+    def watched(guards: Any) -> list[bool]:
+        answers = [compiling._may_change(guard.orig_guard.name) for guard in guards]
+        kept.extend(g.orig_guard.name for g, answer in zip(guards, answers, strict=True) if answer)
+        return answers
+
+    monkeypatch.setattr(compiling, "_watched", watched)
+    whole(Problem(Scaled(), (randn(7),)), "jvp/compiled", 7)
+    sources = {name.partition("[")[2].partition("]")[0].strip("'") for name in kept if name}
+    assert {"leaves", "seeds", "problem"} <= sources
+    assert not [name for name in kept if "torch" in name or "pytree" in name or "jacjobs" in name]
+    assert any(name.endswith("].fn.by[0]") for name in kept), kept
+    assert any("SCALE" in name for name in kept), kept
+
+
 @pytest.mark.parametrize("strategy", COMPILED)
 def test_a_part_of_the_products_with_parameters_in_a_dictionary(
     strategy: str, uncompiled: list[Products]
