@@ -7,6 +7,7 @@ budget.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.race import Choice, race
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, count_lines
-from jacjobs.autodiff.words import explain
+from jacjobs.autodiff.words import explain, is_out_of_memory
 from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
@@ -217,7 +218,10 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
         works = [n for n, v in verdicts.items() if v.reason is None or (v.slow and strategy == n)]
         unsupported += [v.reason for n, v in verdicts.items() if n not in works and v.reason is not None]
         if works:
-            plain = Choice(works[0], chunk) if isinstance(chunk, int) else race(problem, works, room.fits)
+            if isinstance(chunk, int):
+                plain = Choice(works[0], chunk)
+            else:
+                plain = race(problem, works, room.fits, partial(_made, problem))
             return _compiled(problem, works, room, plain, chunk) if compiled else plain
     if too_large:
         raise MemoryError(
@@ -246,9 +250,23 @@ def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, ch
     if not names:
         return plain
     start = max(COMPILED_START, plain.chunk)
-    found = race(problem, names, room.fits, least_seconds=COMPILING_SECONDS, start=start)
+    make_all = partial(_made, problem)
+    found = race(problem, names, room.fits, make_all, least_seconds=COMPILING_SECONDS, start=start)
     works_compiled = COMPILED[found.strategy].code(problem).reason is None
     return found if works_compiled and found.seconds < plain.seconds else plain
+
+
+def _made(problem: Problem, strategy: str, chunk: int) -> bool:
+    """All of J, for the time that it takes; False where the memory does not suffice."""
+    try:
+        _products(problem, strategy_named(strategy), chunk, create_graph=False)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    if device_of(problem).type == "cuda":
+        torch.cuda.synchronize()
+    return True
 
 
 class _Room:
@@ -302,7 +320,7 @@ def _budget(memory: Any, problem: Problem) -> int:
 
 
 def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool) -> list[Tensor]:
-    """All products, one tensor (points, products, …) a leaf, as in a chunk."""
+    """All products, one tensor (points, products, …) a leaf, as a chunk may have it."""
     shape = problem.shape
     count = count_lines(maker, shape)
     whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
@@ -315,9 +333,9 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
         if (made.points, made.products) == (slice(0, shape.points), slice(0, count)):
             return _with_places_of_their_own(leaves)
         if not result:
-            result = [leaf.new_empty(shape.points, count, *leaf.shape[2:]) for leaf in leaves]
+            result = [leaf.new_empty(shape.points, count, leaf[0, 0].numel()) for leaf in leaves]
         for all_of_leaf, leaf in zip(result, leaves, strict=True):
-            all_of_leaf[made.points, made.products] = leaf
+            all_of_leaf[made.points, made.products].view(leaf.shape).copy_(leaf)
         del made, leaves, leaf  # a chunk is let go of before the next is made
     return result
 

@@ -2,8 +2,9 @@
 
 A hill climb over (strategy, chunk). Each strategy runs once at a moderate chunk; those that are not far
 behind go on to larger or smaller ones, in steps of four and then of two, as long as it gets better; the best
-few run again in turn, and count by their best. Nothing is predicted but memory: a chunk that may not fit
-the budget is not run.
+few run again in turn, and count by their best. Where that takes no time they make all of J: a few chunks do
+not tell what putting them together takes. Nothing is predicted but memory: a chunk that may not fit the
+budget is not run.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
 """So many of the best run so many times more."""
+FINAL_SECONDS, MOST_ROUNDS = 0.5, 7
+"""Where all of J is made, no further round begins after so long, and there are no more."""
 SHARE = 0.1
 LEAST_SECONDS = 2.0
 """A race takes at most a tenth of what J is seen to take, or two seconds."""
@@ -40,6 +43,8 @@ MOST_BYTES = 64 << 20
 
 Timer = Callable[[str, int, bool], Pass | None]
 """Of a strategy at a chunk, after a first one that does not count or without."""
+Maker = Callable[[str, int], bool]
+"""Makes all of J by a strategy in chunks; False where the memory did not suffice."""
 
 
 class Choice(NamedTuple):
@@ -54,6 +59,7 @@ def race(
     problem: Problem,
     names: Sequence[str],
     fits: Callable[[str, int], bool],
+    make_all: Maker | None = None,
     least_seconds: float = LEAST_SECONDS,
     start: int = START,
 ) -> Choice:
@@ -61,6 +67,7 @@ def race(
 
     names:          strategies that work, and fit at their smallest chunk.
     fits:           may a strategy run at a chunk? Asked for as few as possible: it may take a while.
+    make_all:       makes all of J, for the finals.
     least_seconds:  the race may take so long, or a tenth of what J takes.
     start:          the chunk that every strategy runs at first.
     """
@@ -78,7 +85,7 @@ def race(
             copied=chunk < whole_of(strategy, problem.shape),  # a chunk that is all of J is returned as it is
         )
 
-    return Race(problem.shape, names, time_it, least_seconds=least_seconds, start=start).winner()
+    return Race(problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start).winner()
 
 
 def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
@@ -109,6 +116,7 @@ class Race:
         shape: JacobianShape,
         names: Sequence[str],
         timer: Timer,
+        make_all: Maker | None = None,
         clock: Callable[[], float] = time.perf_counter,
         least_seconds: float = LEAST_SECONDS,
         start: int = START,
@@ -116,6 +124,7 @@ class Race:
         self._shape = shape
         self._sizes = {name: chunks_of(name, shape) for name in names}
         self._timer = timer
+        self._make_all = make_all
         self._clock = clock
         self._least_seconds = least_seconds
         self._start_chunk = start
@@ -194,10 +203,34 @@ class Race:
 
     def _run_finals(self) -> None:
         ranked = sorted(self._seconds, key=lambda key: min(self._seconds[key]))
+        finalists = ranked[:FINALISTS]
+        if not finalists:
+            return
+        if self._make_all is not None:
+            strategy = finalists[0][0]
+            whole = strategy, whole_of(strategy, self._shape)
+            candidates = [*finalists, *({whole} & {*ranked[FINALISTS:]})]
+            expected = sum(min(self._seconds[key]) for key in candidates)
+            if expected <= (1 - CLIMB) * self._limit_seconds:
+                self._compare_all(candidates, self._make_all)
+                return
         for number in range(ROUNDS):
-            for strategy, chunk in ranked[:FINALISTS][:: 1 if number % 2 else -1]:
+            for strategy, chunk in finalists[:: 1 if number % 2 else -1]:
                 if self._clock() - self._start < self._limit_seconds:
                     self._run(strategy, chunk, warm=True)
+
+    def _compare_all(self, candidates: list[tuple[str, int]], make_all: Maker) -> None:
+        """By nothing but the seconds of all of J. What there is no memory for is out."""
+        seconds: dict[tuple[str, int], list[float]] = {}
+        began = self._clock()
+        for number in range(MOST_ROUNDS):
+            for key in candidates[:: 1 if number % 2 else -1]:
+                start = self._clock()
+                if make_all(*key):
+                    seconds.setdefault(key, []).append(self._clock() - start)
+            if self._clock() - began > FINAL_SECONDS:
+                break
+        self._seconds = seconds or self._seconds
 
     def _run(self, strategy: str, chunk: int, *, warm: bool = False) -> bool:
         made = self._timer(strategy, chunk, warm)

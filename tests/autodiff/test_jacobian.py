@@ -158,7 +158,7 @@ def test_inside_a_transform_it_is_jacrev() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
-@pytest.mark.parametrize("chunk", ["auto", 2, 6, 1000])
+@pytest.mark.parametrize("chunk", ["auto", 2, 6, 12, 1000])
 def test_at_many_points_it_is_jacrev_under_vmap(strategy: str, chunk: Any) -> None:
     """Points in the inputs, in what is not differentiated, in a later axis; nested structures."""
     W, x = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)

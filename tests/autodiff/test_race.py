@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -50,7 +51,7 @@ class Device:
         return Pass(self._setup, one)
 
     def winner(self, shape: JacobianShape, names: Sequence[str] = VMAPS) -> tuple[str, int]:
-        return Race(shape, names, self.timer, self.clock).winner()[:2]
+        return Race(shape, names, self.timer, clock=self.clock).winner()[:2]
 
 
 @pytest.mark.parametrize("peak", [1, 4, 32, 128, 1024])
@@ -121,7 +122,7 @@ def test_where_memory_runs_out_nothing_larger_is_tried() -> None:
 def test_any_chunk_may_be_the_first() -> None:
     for start in (1, 3, 63, 1000):
         device = Device(lambda strategy, chunk: 1e-6, full=2)
-        race = Race(shape_of(70, 70), ["vjp/vmap"], device.timer, device.clock, start=start)
+        race = Race(shape_of(70, 70), ["vjp/vmap"], device.timer, clock=device.clock, start=start)
         assert race.winner()[:2] == ("vjp/vmap", 1)
         assert device.asked[0][1] <= start
 
@@ -133,6 +134,26 @@ def test_the_time_limit_is_kept_and_a_long_j_may_take_a_tenth() -> None:
     slower = Device(lambda strategy, chunk: 1e-1 * chunk)
     slower.winner(shape_of(1024, 1024))
     assert slower.now < 0.1 * 102.4 + 3 * 2 * 6.4 + 2 * 25.6, "each strategy once, and the last to begin"
+
+
+def test_where_all_of_j_takes_no_time_it_decides() -> None:
+    """What is fastest chunk by chunk takes longest to put together; but the best of all has no memory."""
+    device = Device(lambda strategy, chunk: 1e-7 * chunk * (1 + abs(math.log2(chunk / 64))))
+    made: list[tuple[str, int]] = []
+
+    def make_all(strategy: str, chunk: int) -> bool:
+        made.append((strategy, chunk))
+        device.now += {64: 0.05, 128: 0.01, 32: 0.001}.get(chunk, 0.03)
+        return chunk != 32
+
+    shape = shape_of(1024, 1024)
+    race = Race(shape, ["vjp/vmap"], device.timer, make_all, device.clock)
+    assert race.winner() == ("vjp/vmap", 128, pytest.approx(0.01))
+    assert {*made} >= {("vjp/vmap", 64), ("vjp/vmap", 1024)}, "all of J at once is among them, too"
+    made.clear()
+    slow = Device(lambda strategy, chunk: 1e-3 * chunk)
+    Race(shape, VMAPS, slow.timer, make_all, slow.clock).winner()
+    assert not made, "a J that takes a second is not made"
 
 
 @pytest.mark.parametrize(("rows", "points"), [(1, 1), (7, 1), (1100, 1), (10, 64), (5000, 3), (8, 3)])
