@@ -134,7 +134,9 @@ class Compiled(Strategy):
         several = part.points > 1
         between = part.point_start, part.point_stop
         leaves = problem.at_points(*between) if several else problem.at_point(part.point_start)
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        leaves = [
+            leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf for leaf in leaves
+        ]
         first, last = products_of(self, part)
         drawn = None
         if not isinstance(seeds, OneHot) or last - first < seeds.size:

@@ -126,12 +126,12 @@ class JacobianFunction:
         self._in_dims = in_dims
         self._wishes = wishes
         self._create_graph = create_graph
-        self._ready: dict[Any, _Ready] = {}
+        self._ready: list[_Ready] = []
 
     @property
     def choices(self) -> list[Choice]:
         """One for each kind of arguments that it was called with, in order."""
-        return [ready.choice for ready in self._ready.values()]
+        return [ready.choice for ready in self._ready]
 
     def __call__(self, *args: Any) -> Any:
         if inside_transform():
@@ -140,14 +140,16 @@ class JacobianFunction:
             lifted = plain if dims is None else torch.func.vmap(plain, dims)
             return lifted(*args)
         leaves, spec = pytree.tree_flatten(args)
-        leaves = [_ordinary(leaf) for leaf in leaves]
-        kind = spec, tuple(map(_kind, leaves))
-        if kind not in self._ready:
-            args = pytree.tree_unflatten(leaves, spec)
-            problem = Problem(self._fn, args, self._argnums, self._in_dims)
-            choice = _choose(problem, self._wishes)
-            self._ready[kind] = _Ready(problem, choice, self._create_graph)
-        return self._ready[kind](leaves)
+        kinds = [_kind(leaf) for leaf in leaves]
+        for ready in self._ready:
+            if ready.kinds == kinds and ready.spec == spec:
+                return ready(leaves)
+        ordinary = [_ordinary(leaf) for leaf in leaves]
+        args = pytree.tree_unflatten(ordinary, spec)
+        problem = Problem(self._fn, args, self._argnums, self._in_dims)
+        ready = _Ready(problem, _choose(problem, self._wishes), self._create_graph, kinds, spec)
+        self._ready.append(ready)
+        return ready(ordinary)
 
 
 def _ordinary(leaf: Any) -> Any:
@@ -164,10 +166,20 @@ def _kind(leaf: Any) -> Any:
 
 
 class _Ready:
-    """What is known of all arguments of a kind: after the first call, no more is done than need be."""
+    """What is known of all arguments of a kind: after the first call, no more is done than need be.
 
-    def __init__(self, problem: Problem, choice: Choice, create_graph: bool) -> None:
-        self.choice = choice
+    kinds, spec:  of the leaves of the arguments, and their structure.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        choice: Choice,
+        create_graph: bool,
+        kinds: list[Any],
+        spec: pytree.TreeSpec,
+    ) -> None:
+        self.choice, self.kinds, self.spec = choice, kinds, spec
         self._create_graph = create_graph
         self._problem = problem.with_leaves([])  # what the arguments hold is not kept
         self._maker = strategy_named(choice.strategy)
@@ -177,7 +189,7 @@ class _Ready:
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """J, as jacrev returns it; of what `args` flatten to."""
         with torch.inference_mode(False):
-            problem = self._problem.called_with(leaves)
+            problem = self._problem.called_with([_ordinary(leaf) for leaf in leaves])
             products = _products(problem, self._maker, self.choice.chunk, self._create_graph)
             grid = _nested(products, problem, by_rows=self._maker.makes == "rows")
             rows = [pytree.tree_unflatten([*map(_as, row, self._dtypes)], self._inputs) for row in grid]
@@ -329,7 +341,7 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
         return [torch.cat(parts, 1) for parts in zip(*[made.leaves for made in chunks], strict=True)]
     result: list[Tensor] = []
     for made in chunks:
-        leaves = [leaf.detach() for leaf in made.leaves]
+        leaves = [leaf.detach() if leaf.requires_grad else leaf for leaf in made.leaves]
         if (made.points, made.products) == (slice(0, shape.points), slice(0, count)):
             return _with_places_of_their_own(leaves)
         if not result:
@@ -346,9 +358,10 @@ def _with_places_of_their_own(leaves: list[Tensor]) -> list[Tensor]:
     result = []
     for leaf in leaves:
         storage = leaf.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() != leaf.nbytes or not _is_dense(leaf):
+        place = storage.data_ptr()
+        if place in storages or storage.nbytes() != leaf.nbytes or not _is_dense(leaf):
             leaf = leaf.clone(memory_format=torch.contiguous_format)
-        storages.add(storage.data_ptr())
+        storages.add(place)
         result.append(leaf)
     return result
 

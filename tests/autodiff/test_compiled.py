@@ -150,7 +150,7 @@ def test_code_is_made_anew_where_what_the_function_reads_has_changed(monkeypatch
     torch.testing.assert_close(J(x), 10 * W)
     torch.testing.assert_close(J(torch.stack([x, x], dim=1)[:, 0]), 10 * W)
     assert J.choices[0].strategy in COMPILED
-    (code,) = [kept for ready in J._ready.values() for kept in ready._problem.kept.values()]
+    (code,) = [kept for ready in J._ready for kept in ready._problem.kept.values()]
     assert code.reason is None
 
 
