@@ -40,6 +40,8 @@ other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
 COMPILING_SECONDS = 60.0
 """No further chunk is compiled after about so long."""
+SPARE = 32
+"""A leaf of J may keep so much less than itself alive that is none of J: a copy takes longer."""
 COMPILED_START = 128
 """The chunk to be compiled first, unless the plain choice is larger: each makes the forward pass again."""
 
@@ -353,13 +355,14 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
 
 
 def _with_places_of_their_own(leaves: list[Tensor]) -> list[Tensor]:
-    """The leaves, those copied of which entries share a place with others, or with what is none of J."""
+    """The leaves; a copy of one whose entries share places, or that keeps much alive that is none of J."""
     storages: set[int] = set()
     result = []
     for leaf in leaves:
         storage = leaf.untyped_storage()
         place = storage.data_ptr()
-        if place in storages or storage.nbytes() != leaf.nbytes or not _is_dense(leaf):
+        spare = storage.nbytes() - leaf.nbytes
+        if place in storages or spare > leaf.nbytes // SPARE or not _is_dense(leaf):
             leaf = leaf.clone(memory_format=torch.contiguous_format)
         storages.add(place)
         result.append(leaf)

@@ -5,6 +5,9 @@ makes float32 products a third faster, and MKL's own float64 products are up to 
 result is tall and lies row by row than where it lies column by column. So float32 goes to oneDNN, and tall
 float64 is made transposed. On processors where MKL is at its best, neither is slower.
 
+Where a matrix is multiplied by a vector, the value, and by a few more, its tangents, they are one product
+that reads it once, made transposed: each tangent in one piece, as J has it.
+
 The choice follows from shapes, strides and dtypes alone, so that each process makes the same bits.
 """
 
@@ -18,9 +21,13 @@ from torch import Tensor, fx
 LEAST_FLOPS = 4_000_000
 """A smaller product is left to `torch.mm`: what surrounds it takes longer than it does."""
 
+MOST_TANGENTS = 128
+"""With more of them, reading the matrix once more is no matter."""
+
 _library = torch.library.Library("jacjobs", "FRAGMENT")
 _library.define("mm(Tensor a, Tensor b) -> Tensor")
 _library.define("mv(Tensor a, Tensor x) -> Tensor")
+_library.define("mm_mv(Tensor a, Tensor b, Tensor x) -> Tensor")
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +64,14 @@ def _mv(a: Tensor, x: Tensor) -> Tensor:
     return made[0]
 
 
+def _mm_mv(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """The columns of a @ b as rows, and a @ x as the last: of float32, a row by row."""
+    return _straight(torch.cat([b.t(), x[None]]), a.t())
+
+
 _library.impl("mm", _mm, "CPU")
+_library.impl("mm_mv", _mm_mv, "CPU")
+_library.impl("mm_mv", lambda a, b, x: a.new_empty(b.shape[1] + 1, a.shape[0]), "Meta")
 _library.impl("mv", _mv, "CPU")
 _library.impl("mv", lambda a, x: x.new_empty(a.shape[0]), "Meta")
 _library.impl("mm", _of_shape, "Meta")
@@ -83,6 +97,36 @@ def use_faster(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         if (factors := _of_vector(node)) is not None:
             node.target, node.args = torch.ops.jacjobs.mv.default, factors
+    _read_once(graph)
+
+
+def _read_once(graph: fx.Graph) -> None:
+    """Join products of a matrix by a vector and by a few more, where neither needs the other."""
+    aten, jacjobs = torch.ops.aten, torch.ops.jacjobs
+    order = {node: number for number, node in enumerate(graph.nodes)}
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = graph.call_function(target, args)
+        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
+        return node
+
+    for mv in graph.find_nodes(op="call_function", target=jacjobs.mv.default):
+        W, x = mv.args
+        for mm in W.users:
+            if mm.target is not jacjobs.mm.default or mm.args[0] is not W:
+                continue
+            tangents = mm.meta["val"].shape[1]
+            user = min({*mm.users, *mv.users}, key=order.__getitem__)
+            if tangents > MOST_TANGENTS or order[user] < max(order[a] for a in (*mm.args, x)):
+                continue
+            with graph.inserting_before(user):
+                both = call(jacjobs.mm_mv.default, W, mm.args[1], x)
+                rows = call(aten.slice.Tensor, both, 0, 0, tangents)
+                mm.replace_all_uses_with(call(aten.permute.default, rows, [1, 0]))
+                mv.replace_all_uses_with(call(aten.select.int, both, 0, tangents))
+            graph.erase_node(mm)
+            graph.erase_node(mv)
+            break
 
 
 def _of_vector(node: Any) -> tuple[fx.Node, fx.Node] | None:

@@ -133,6 +133,27 @@ def test_a_large_product_with_a_vector_goes_to_onednn() -> None:
     assert calls(kept, torch.ops.jacjobs.mv.default) == 0
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_a_matrix_that_makes_a_value_and_its_tangents_is_read_once() -> None:
+    W, T, x = randn(1024, 2048).float() / 45, randn(2048, 16).float() / 45, randn(2048).float()
+    ops = torch.ops.jacjobs
+
+    def forward(W: Tensor, T: Tensor, x: Tensor) -> Tensor:
+        return (1 - (W * x).sum(1).square())[:, None] * (W @ T)
+
+    joined = rewritten(matmul.use_faster, forward, W, T, x)
+    assert calls(joined, ops.mm_mv.default) == 1
+    assert calls(joined, ops.mm.default) == calls(joined, ops.mv.default) == 0
+
+    def chained(W: Tensor, T: Tensor, x: Tensor) -> Tensor:
+        return W @ (T * (W * x).sum(1).sum())
+
+    many = rewritten(matmul.use_faster, forward, W, randn(2048, 200).float() / 45, x)
+    for kept in (rewritten(matmul.use_faster, chained, W, T, x), many):
+        assert calls(kept, ops.mm_mv.default) == 0, "one needs the other, or reading once more is no matter"
+        assert calls(kept, ops.mm.default) == calls(kept, ops.mv.default) == 1
+
+
 def test_all_seeds_are_those_of_one_hot() -> None:
     for dtype in (torch.float32, torch.float64):
         options: dict[str, Any] = {"dtype": dtype, "device": torch.device("cpu")}
