@@ -215,15 +215,6 @@ class Problem:
         return list(self._spec.children())
 
     @property
-    def wanted_spec(self) -> pytree.TreeSpec:
-        """The structure of what is differentiated: of an argument, or of a tuple of those in `argnums`."""
-        specs = [self.argument_specs[number] for number in self.argnums]
-        if self._one_argnum:
-            return specs[0]
-        places = tuple(pytree.tree_unflatten([0] * spec.num_leaves, spec) for spec in specs)
-        return pytree.tree_structure(places)
-
-    @property
     def input_sizes(self) -> list[int]:
         """Elements of each differentiated leaf at one point; they add up to n."""
         return [self._point_shape(index).numel() for index in self.wanted]

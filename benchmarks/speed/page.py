@@ -332,9 +332,8 @@ def page(found: dict[str, Any]) -> str:
         "# jacjobs against what people use instead",
         "",
         "Written by `python -m benchmarks.speed`, with `bench.json` beside it. Each comparison is of one "
-        "run: warmed up, in turns whose order alternates, medians of the ratios within a turn. Computing that "
-        "takes less than 0.2 s is timed in as many calls as take that; JAX has a process of its own, beside "
-        "jacobian's.",
+        "run: warmed up, in turns whose order alternates, medians of the ratios within a turn. Computing "
+        "that takes less than 0.2 s is timed in as many calls as take that; JAX has a process of its own.",
     ]
     for name, table in TABLES.items():
         if name in found:

@@ -45,7 +45,7 @@ from jacjobs.shape import Rectangle
 Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
 """Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …). Without
 seeds they are all one-hot ones: code that knows is spared some of the work (`passes.py`)."""
-_DEFINED_ONCE = "__builtins_dict__", "__import_torch_", "__import_jacjobs_"
+_DEFINED_ONCE = "__builtins_dict__", "__import_torch_dot_", "__import_jacjobs_dot_"
 """What the names of such modules begin with, where a guard names one."""
 
 
@@ -134,9 +134,8 @@ class Compiled(Strategy):
         several = part.points > 1
         between = part.point_start, part.point_stop
         leaves = problem.at_points(*between) if several else problem.at_point(part.point_start)
-        leaves = [
-            leaf.detach() if isinstance(leaf, Tensor) and leaf.requires_grad else leaf for leaf in leaves
-        ]
+        # Of their own, so that none is taken for a tensor that the function has captured.
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         first, last = products_of(self, part)
         drawn = None
         if not isinstance(seeds, OneHot) or last - first < seeds.size:
@@ -283,14 +282,12 @@ def _watched(guards: Sequence[Any]) -> list[bool]:
 
 def _may_change(source: str) -> bool:
     """May what code can read at `source` be something else at the next call?"""
-    if not source or "L['problem'].fn" in source:
-        return True
     root = re.search(r"\b(L|G)\['(\w+)'\]", source)
-    if root is None:  # torch itself
-        return False
+    if root is None:  # a mode, which has no name, or torch itself
+        return not source
     scope, name = root.groups()
-    if scope == "L":  # of `Compiled._at_points`
-        return name in ("leaves", "seeds")
+    if scope == "L":  # of `Compiled._at_points`; the user's function is an attribute of the problem
+        return name in ("leaves", "seeds") or re.search(r"\bfn\b", source) is not None
     return name not in _OURS and not name.startswith(_DEFINED_ONCE)
 
 

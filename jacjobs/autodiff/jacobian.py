@@ -40,8 +40,6 @@ other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
 COMPILING_SECONDS = 60.0
 """No further chunk is compiled after about so long."""
-SPARE = 32
-"""A leaf of J may keep so much less than itself alive that is none of J: a copy takes longer."""
 COMPILED_START = 128
 """The chunk to be compiled first, unless the plain choice is larger: each makes the forward pass again."""
 
@@ -149,7 +147,10 @@ class JacobianFunction:
         ordinary = [_ordinary(leaf) for leaf in leaves]
         args = pytree.tree_unflatten(ordinary, spec)
         problem = Problem(self._fn, args, self._argnums, self._in_dims)
-        ready = _Ready(problem, _choose(problem, self._wishes), self._create_graph, kinds, spec)
+        numbers = self._argnums
+        wanted = args[numbers] if isinstance(numbers, int) else tuple(args[number] for number in numbers)
+        choice = _choose(problem, self._wishes)
+        ready = _Ready(problem, choice, self._create_graph, kinds, spec, pytree.tree_structure(wanted))
         self._ready.append(ready)
         return ready(ordinary)
 
@@ -171,6 +172,7 @@ class _Ready:
     """What is known of all arguments of a kind: after the first call, no more is done than need be.
 
     kinds, spec:  of the leaves of the arguments, and their structure.
+    wanted:       the structure of what is differentiated.
     """
 
     def __init__(
@@ -180,13 +182,14 @@ class _Ready:
         create_graph: bool,
         kinds: list[Any],
         spec: pytree.TreeSpec,
+        wanted: pytree.TreeSpec,
     ) -> None:
         self.choice, self.kinds, self.spec = choice, kinds, spec
         self._create_graph = create_graph
         self._problem = problem.with_leaves([])  # what the arguments hold is not kept
         self._maker = strategy_named(choice.strategy)
         self._dtypes = [problem.leaves[index].dtype for index in problem.wanted]
-        self._inputs, self._outputs = problem.wanted_spec, problem.output_spec
+        self._inputs, self._outputs = wanted, problem.output_spec
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """J, as jacrev returns it; of what `args` flatten to."""
@@ -277,6 +280,7 @@ def _made(problem: Problem, strategy: str, chunk: int) -> bool:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
+        torch.cuda.empty_cache()
         return False
     if device_of(problem).type == "cuda":
         torch.cuda.synchronize()
@@ -355,14 +359,13 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
 
 
 def _with_places_of_their_own(leaves: list[Tensor]) -> list[Tensor]:
-    """The leaves; a copy of one whose entries share places, or that keeps much alive that is none of J."""
+    """The leaves, those copied of which entries share a place with others, or with what is none of J."""
     storages: set[int] = set()
     result = []
     for leaf in leaves:
         storage = leaf.untyped_storage()
         place = storage.data_ptr()
-        spare = storage.nbytes() - leaf.nbytes
-        if place in storages or spare > leaf.nbytes // SPARE or not _is_dense(leaf):
+        if place in storages or storage.nbytes() != leaf.nbytes or not _is_dense(leaf):
             leaf = leaf.clone(memory_format=torch.contiguous_format)
         storages.add(place)
         result.append(leaf)
@@ -393,7 +396,7 @@ def _nested(products: list[Tensor], problem: Problem, *, by_rows: bool) -> list[
     if by_rows:  # pieces[input][output]: (points, output size, input size)
         grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
     else:  # pieces[output][input]: (points, input size, output)
-        grid = [[piece.flatten(2).transpose(1, 2) for piece in row] for row in pieces]
+        grid = [[piece.reshape(*piece.shape[:2], -1).transpose(1, 2) for piece in row] for row in pieces]
     return [
         [
             piece.reshape((*points, *output.shape, *inp.shape))

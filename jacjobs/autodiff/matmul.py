@@ -103,7 +103,6 @@ def use_faster(graph: fx.Graph) -> None:
 def _read_once(graph: fx.Graph) -> None:
     """Join products of a matrix by a vector and by a few more, where neither needs the other."""
     aten, jacjobs = torch.ops.aten, torch.ops.jacjobs
-    order = {node: number for number, node in enumerate(graph.nodes)}
 
     def call(target: Any, *args: Any) -> fx.Node:
         node = graph.call_function(target, args)
@@ -112,6 +111,7 @@ def _read_once(graph: fx.Graph) -> None:
 
     for mv in graph.find_nodes(op="call_function", target=jacjobs.mv.default):
         W, x = mv.args
+        order = {node: number for number, node in enumerate(graph.nodes)}
         for mm in W.users:
             if mm.target is not jacjobs.mm.default or mm.args[0] is not W:
                 continue

@@ -31,7 +31,7 @@ CLOSE = 1.01
 FINALISTS, ROUNDS = 3, 2
 """So many of the best run so many times more."""
 FINAL_SECONDS, MOST_ROUNDS = 0.5, 7
-"""Where all of J is made, no further round begins after so long, and there are no more."""
+"""Where all of J is made, no round but these begins after so long, and there are no more."""
 SHARE = 0.1
 LEAST_SECONDS = 2.0
 """A race takes at most a tenth of what J is seen to take, or two seconds."""
@@ -210,7 +210,7 @@ class Race:
             strategy = finalists[0][0]
             whole = strategy, whole_of(strategy, self._shape)
             candidates = [*finalists, *({whole} & {*ranked[FINALISTS:]})]
-            expected = sum(min(self._seconds[key]) for key in candidates)
+            expected = ROUNDS * sum(min(self._seconds[key]) for key in candidates)
             if expected <= (1 - CLIMB) * self._limit_seconds:
                 self._compare_all(candidates, self._make_all)
                 return
@@ -221,15 +221,17 @@ class Race:
 
     def _compare_all(self, candidates: list[tuple[str, int]], make_all: Maker) -> None:
         """By nothing but the seconds of all of J. What there is no memory for is out."""
-        seconds: dict[tuple[str, int], list[float]] = {}
+        seconds: dict[tuple[str, int], list[float]] = {key: [] for key in candidates}
         began = self._clock()
         for number in range(MOST_ROUNDS):
-            for key in candidates[:: 1 if number % 2 else -1]:
+            if number >= ROUNDS and self._clock() - began > FINAL_SECONDS:
+                break
+            for key in [*seconds][:: 1 if number % 2 else -1]:
                 start = self._clock()
                 if make_all(*key):
-                    seconds.setdefault(key, []).append(self._clock() - start)
-            if self._clock() - began > FINAL_SECONDS:
-                break
+                    seconds[key].append(self._clock() - start)
+                else:
+                    del seconds[key]
         self._seconds = seconds or self._seconds
 
     def _run(self, strategy: str, chunk: int, *, warm: bool = False) -> bool:

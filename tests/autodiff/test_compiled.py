@@ -102,16 +102,16 @@ def test_any_chunk_covers_all_products_at_all_points(
 
 
 def images(x: dict[str, Tensor], y: Tensor) -> list[Tensor]:
-    return [torch.outer(y, x["a"].sum(0)).sin(), (x["a"] * x["b"].prod()).cos()]
+    return [torch.outer(y, x["a"].sum(0)).sin(), (x["a"] * x["b"].prod()).cos(), y.prod() * x["b"].sum()]
 
 
 @pytest.mark.parametrize("strategy", ["vjp/vmap", "jvp/vmap"])
-@pytest.mark.parametrize("chunk", [2, 5, 1000])
+@pytest.mark.parametrize("chunk", [2, 5, 15, 21, 1000])
 @pytest.mark.parametrize("points", [False, True])
 def test_jacobian_has_the_leaves_that_jacrev_has(
     strategy: str, chunk: int, points: bool, uncompiled: list[Products]
 ) -> None:
-    """Leaves of several axes, by rows and by columns."""
+    """Leaves of several axes and of none, by rows and by columns."""
     many = (3,) if points else ()
     args = {"a": randn(*many, 2, 4), "b": randn(*many, 2, 2)}, randn(*many, 3)
     J = jacjobs.jacobian(
@@ -136,11 +136,18 @@ class Scaled:
         return SCALE * self.by[0] * (self.weight @ x)
 
 
+CHUNKS = [("vjp/vmap", 13), ("vjp/vmap", 5), ("jvp/vmap", 7), ("jvp/vmap", 2)]
+"""All products, which come from seeds that code makes itself, and some."""
+
+
 @needs_a_compiler
-def test_code_is_made_anew_where_what_the_function_reads_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("strategy", "chunk"), CHUNKS)
+def test_code_is_made_anew_where_what_the_function_reads_has_changed(
+    strategy: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A global, what hangs on the function, a matrix of other strides; and the layout of an argument."""
     of, x = Scaled(), randn(7)
-    J = jacjobs.jacobian(of, strategy="vjp/vmap", chunk=13, compile=True)
+    J = jacjobs.jacobian(of, strategy=strategy, chunk=chunk, compile=True)
     torch.testing.assert_close(J(x), 6 * W)
     monkeypatch.setitem(globals(), "SCALE", 5.0)
     torch.testing.assert_close(J(x), 15 * W)
@@ -149,8 +156,58 @@ def test_code_is_made_anew_where_what_the_function_reads_has_changed(monkeypatch
     of.weight = (2 * W).t().contiguous().t()
     torch.testing.assert_close(J(x), 10 * W)
     torch.testing.assert_close(J(torch.stack([x, x], dim=1)[:, 0]), 10 * W)
-    assert J.choices[0].strategy in COMPILED
-    (code,) = [kept for ready in J._ready for kept in ready._problem.kept.values()]
+    assert_compiled(J)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(("strategy", "chunk"), CHUNKS)
+def test_code_is_made_anew_where_a_variable_around_the_function_has_changed(
+    strategy: str, chunk: int
+) -> None:
+    on = True
+
+    def either(x: Tensor) -> Tensor:
+        return W @ (x.sin() if on else x.cos())
+
+    J, x = jacjobs.jacobian(either, strategy=strategy, chunk=chunk, compile=True), randn(7)
+    torch.testing.assert_close(J(x), W * x.cos())
+    on = False
+    torch.testing.assert_close(J(x), -W * x.sin())
+    assert_compiled(J)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize(("strategy", "chunk"), CHUNKS)
+def test_an_argument_is_not_taken_for_a_tensor_that_the_function_has_captured(
+    strategy: str, chunk: int
+) -> None:
+    x, y = randn(7), randn(7, seed=8)
+    J = jacjobs.jacobian(lambda a: W @ (a.sin() * x), strategy=strategy, chunk=chunk, compile=True)
+    for at in (x, y):
+        torch.testing.assert_close(J(at), W * (at.cos() * x))
+    assert_compiled(J)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "L['at_point'].__closure__[0].cell_contents.fn.by[0]",
+        "dict(type(L['problem'].fn).__mro__[1].__dict__)['scale']",
+        "G['__import_torch_helpers'].SCALE",
+        "G['__import___main__'].SCALE",
+        "G['__import_jacjobs_of_mine'].SCALE",
+        "L['leaves'][0]",
+        "",
+    ],
+)
+def test_what_may_change_is_looked_at(source: str) -> None:
+    assert compiling._may_change(source)
+
+
+def assert_compiled(J: Any) -> None:
+    (ready,) = J._ready
+    assert ready.choice.strategy in COMPILED
+    (code,) = ready._problem.kept.values()
     assert code.reason is None
 
 

@@ -145,6 +145,12 @@ def test_a_matrix_that_makes_a_value_and_its_tangents_is_read_once() -> None:
     assert calls(joined, ops.mm_mv.default) == 1
     assert calls(joined, ops.mm.default) == calls(joined, ops.mv.default) == 0
 
+    def layers(W: Tensor, V: Tensor, T: Tensor, x: Tensor) -> Tensor:
+        return (V * (W * x).sum(1)).sum(1)[:, None] * (V @ (W @ T))
+
+    both = rewritten(matmul.use_faster, layers, W, W.t().contiguous(), T, x)
+    assert calls(both, ops.mm_mv.default) == 2, "what one makes is what the next takes"
+
     def chained(W: Tensor, T: Tensor, x: Tensor) -> Tensor:
         return W @ (T * (W * x).sum(1).sum())
 

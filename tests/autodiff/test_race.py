@@ -150,6 +150,15 @@ def test_where_all_of_j_takes_no_time_it_decides() -> None:
     race = Race(shape, ["vjp/vmap"], device.timer, make_all, device.clock)
     assert race.winner() == ("vjp/vmap", 128, pytest.approx(0.01))
     assert {*made} >= {("vjp/vmap", 64), ("vjp/vmap", 1024)}, "all of J at once is among them, too"
+    cold = {64, 128, 1024}
+
+    def cold_at_first(strategy: str, chunk: int) -> bool:
+        device.now += 0.5 if chunk in cold else 0.0
+        cold.discard(chunk)
+        return make_all(strategy, chunk)
+
+    again = Race(shape, ["vjp/vmap"], device.timer, cold_at_first, device.clock)
+    assert again.winner()[:2] == ("vjp/vmap", 128), "each counts by its best"
     made.clear()
     slow = Device(lambda strategy, chunk: 1e-3 * chunk)
     Race(shape, VMAPS, slow.timer, make_all, slow.clock).winner()
