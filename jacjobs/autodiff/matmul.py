@@ -65,8 +65,10 @@ def _mv(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _mm_mv(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """The columns of a @ b as rows, and a @ x as the last: of float32, a row by row."""
-    return _straight(torch.cat([b.t(), x[None]]), a.t())
+    """a @ x, and the columns of a @ b, as rows: of float32, a row by row. What is made of all but the first has
+    a place of its own, and keeps no more alive than that.
+    """
+    return _straight(torch.cat([x[None], b.t()]), a.t())
 
 
 _library.impl("mm", _mm, "CPU")
@@ -121,9 +123,9 @@ def _read_once(graph: fx.Graph) -> None:
                 continue
             with graph.inserting_before(user):
                 both = call(jacjobs.mm_mv.default, W, mm.args[1], x)
-                rows = call(aten.slice.Tensor, both, 0, 0, tangents)
+                rows = call(aten.slice.Tensor, both, 0, 1, tangents + 1)
                 mm.replace_all_uses_with(call(aten.permute.default, rows, [1, 0]))
-                mv.replace_all_uses_with(call(aten.select.int, both, 0, tangents))
+                mv.replace_all_uses_with(call(aten.select.int, both, 0, 0))
             graph.erase_node(mm)
             graph.erase_node(mv)
             break
