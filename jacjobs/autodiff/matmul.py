@@ -65,8 +65,9 @@ def _mv(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _mm_mv(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-    """a @ x, and the columns of a @ b, as rows: of float32, a row by row. What is made of all but the first has
-    a place of its own, and keeps no more alive than that.
+    """a @ x, and the columns of a @ b, as rows: of float32, a row by row.
+
+    What is made of all of them but the first has a place of its own, and keeps no more alive than that.
     """
     return _straight(torch.cat([x[None], b.t()]), a.t())
 
