@@ -1,7 +1,6 @@
 """Peers in a process of their own, which runs and times them there.
 
-JAX beside torch in one process makes both slower (seen: torch's matrix products by a seventh, as soon as JAX
-has run once), and nobody uses both for one Jacobian.
+Nobody uses both JAX and torch for one Jacobian: neither is to share its heap and threads with the other.
 """
 
 from __future__ import annotations

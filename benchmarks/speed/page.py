@@ -17,7 +17,7 @@ NOISE = 0.97
 """What is not slower than this is no loss."""
 
 WHY: dict[str, str] = {
-    "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call, 0.7 ms are around them; "
+    "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call; "
     "plain: the same products as jacrev's, all at once",
     "MLP, tall": "compiled: 6.7 ms are matrix products, of JAX's 7.1 in all; fresh memory for each J and "
     "what is around the code take the rest",

@@ -141,15 +141,10 @@ class Compiled(Strategy):
         if not isinstance(seeds, OneHot) or last - first < seeds.size:
             drawn = make(seeds, first, last, self._like(problem, leaves, several))
         size = part.points, last - first, drawn is not None
-        compiled = code.sizes.get(size)
+        compiled = code.sizes.get(size) or _compile(code.products)
         try:
-            with torch.no_grad():
-                if compiled is not None:
-                    made = compiled(leaves, drawn, several)
-                else:
-                    compiled = _compile(code.products)
-                    with _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
-                        made = compiled(leaves, drawn, several)
+            with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
+                made = compiled(leaves, drawn, several)
         except Exception as error:
             if is_out_of_memory(error):
                 raise

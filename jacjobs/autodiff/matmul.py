@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from jacjobs.autodiff.nodes import call
+
 LEAST_FLOPS = 4_000_000
 """A smaller product is left to `torch.mm`: what surrounds it takes longer than it does."""
 
@@ -106,12 +108,6 @@ def use_faster(graph: fx.Graph) -> None:
 def _read_once(graph: fx.Graph) -> None:
     """Join products of a matrix by a vector and by a few more, where neither needs the other."""
     aten, jacjobs = torch.ops.aten, torch.ops.jacjobs
-
-    def call(target: Any, *args: Any) -> fx.Node:
-        node = graph.call_function(target, args)
-        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
-        return node
-
     for mv in graph.find_nodes(op="call_function", target=jacjobs.mv.default):
         W, x = mv.args
         order = {node: number for number, node in enumerate(graph.nodes)}
@@ -123,10 +119,10 @@ def _read_once(graph: fx.Graph) -> None:
             if tangents > MOST_TANGENTS or order[user] < max(order[a] for a in (*mm.args, x)):
                 continue
             with graph.inserting_before(user):
-                both = call(jacjobs.mm_mv.default, W, mm.args[1], x)
-                rows = call(aten.slice.Tensor, both, 0, 1, tangents + 1)
-                mm.replace_all_uses_with(call(aten.permute.default, rows, [1, 0]))
-                mv.replace_all_uses_with(call(aten.select.int, both, 0, 0))
+                both = call(graph, jacjobs.mm_mv.default, W, mm.args[1], x)
+                rows = call(graph, aten.slice.Tensor, both, 0, 1, tangents + 1)
+                mm.replace_all_uses_with(call(graph, aten.permute.default, rows, [1, 0]))
+                mv.replace_all_uses_with(call(graph, aten.select.int, both, 0, 0))
             graph.erase_node(mm)
             graph.erase_node(mv)
             break

@@ -19,7 +19,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from jacjobs.autodiff import matmul
+from jacjobs.autodiff import matmul, nodes
+from jacjobs.autodiff.nodes import call
 from jacjobs.autodiff.seeds import identity
 
 aten: Any = torch.ops.aten
@@ -53,7 +54,7 @@ class ChunkPass(CustomGraphPass):
 
     def uuid(self) -> bytes:
         """What torch's cache of compiled code tells this from other versions of itself by."""
-        return get_hash_for_files((__file__, matmul.__file__))
+        return get_hash_for_files((__file__, matmul.__file__, nodes.__file__))
 
 
 def drop_zeros(graph: fx.Graph) -> None:
@@ -103,9 +104,9 @@ def write_identities_out(graph: fx.Graph) -> None:
         made = node.meta["val"]
         options = {"start": 0, "step": 1, "dtype": torch.int64, "device": made.device, "requires_grad": False}
         with made.fake_mode, graph.inserting_before(node):
-            index = _call(graph, prims.iota.default, node.args[1], **options)
-            same = _call(graph, aten.eq.Tensor, _call(graph, aten.unsqueeze.default, index, 1), index)
-            node.replace_all_uses_with(_call(graph, prims.convert_element_type.default, same, made.dtype))
+            index = call(graph, prims.iota.default, node.args[1], **options)
+            same = call(graph, aten.eq.Tensor, call(graph, aten.unsqueeze.default, index, 1), index)
+            node.replace_all_uses_with(call(graph, prims.convert_element_type.default, same, made.dtype))
         graph.erase_node(node)
 
 
@@ -134,14 +135,14 @@ def _diagonal_of_any(graph: fx.Graph, factor: Any, product: fx.Node) -> Any:
     """Of what is broadcast to a product's shape: (n,), or a number."""
     if not isinstance(factor, fx.Node) or factor.meta["val"].ndim == 1:
         return factor
-    whole = _call(graph, aten.expand.default, factor, list(product.meta["val"].shape))
-    return _call(graph, aten.diagonal.default, whole)
+    whole = call(graph, aten.expand.default, factor, list(product.meta["val"].shape))
+    return call(graph, aten.diagonal.default, whole)
 
 
 def _times(graph: fx.Graph, matrix: fx.Node, diagonal: Any, *, rows: bool) -> Any:
     """A matrix, its rows or its columns scaled. A new one in any case: it may be the user's."""
     if rows and isinstance(diagonal, fx.Node):
-        diagonal = _call(graph, aten.unsqueeze.default, diagonal, 1)
+        diagonal = call(graph, aten.unsqueeze.default, diagonal, 1)
     return _scaled(graph, matrix, diagonal)
 
 
@@ -149,15 +150,7 @@ def _scaled(graph: fx.Graph, a: Any, b: Any) -> Any:
     """Of nodes and numbers."""
     if not isinstance(b, fx.Node):
         a, b = b, a
-    return _call(graph, aten.mul.Tensor, b, a) if isinstance(b, fx.Node) else a * b
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any, **options: Any) -> fx.Node:
-    """A node, and what it makes of fake tensors."""
-    node = graph.call_function(target, args, options)
-    known = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    node.meta["val"] = target(*known, **options)
-    return node
+    return call(graph, aten.mul.Tensor, b, a) if isinstance(b, fx.Node) else a * b
 
 
 def _alike(node: Any, other: Any) -> bool:

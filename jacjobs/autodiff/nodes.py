@@ -1,0 +1,15 @@
+"""Nodes of a graph that torch's compiler makes, with what they make of fake tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+
+def call(graph: fx.Graph, target: Any, *args: Any, **options: Any) -> fx.Node:
+    """A new node, and what it makes of fake tensors."""
+    node = graph.call_function(target, args, options)
+    known = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
+    node.meta["val"] = target(*known, **options)
+    return node
