@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
+from jacjobs.autodiff.device import device_of, tf32
 from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
@@ -146,14 +147,24 @@ def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
     Returns the readings, and the plan that `submit` would make.
     """
     draft = _draft(job)
-    problem = job.problem.to("cuda") if uses_gpu(job.cluster) else job.problem
+    problem = _where_computed(job)
     groups = draft.predicted.groups
     chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources, groups)
     if isinstance(chooser, SparseChooser):
         problem = problem.times(chooser.seeds(Grouped.like))
-    measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
-    tuner = Tuner(job.problem, job.cluster.cpus_per_worker, "cuda" if uses_gpu(job.cluster) else "cpu")
+    with tf32(problem.tf32):
+        measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
+    tuner = Tuner(problem, job.cluster.cpus_per_worker, str(device_of(problem)))
     return measured, draft.tuned(tuner.tune)
+
+
+def _where_computed(job: Job) -> Problem:
+    """The problem, on the device that its job would compute on here."""
+    if not uses_gpu(job.cluster):
+        return job.problem
+    from jacjobs.run.cluster.actors import Payload
+
+    return Payload.pack(job.problem, job.modules).unpack("cuda")
 
 
 def submit_job(job: Job) -> Run:
@@ -222,7 +233,8 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
     """Where the dataset differs from the problem's own products."""
     record = J.record
     plan = Plan.model_validate(record.plan)
-    problem = _prepared(problem, record.options.get("dtype"), record.options.get("seed"))
+    given = {key: record.options[key] for key in ("dtype", "seed", "tf32") if key in record.options}
+    problem = _prepared(problem, ComputeOptions(**given))
     differing = _unlike(record.fingerprint, fingerprint(problem))
     if differing:
         yield Fault("_jacjobs/plan.json", f"is of another problem: {differing[0]} differs")
@@ -334,7 +346,7 @@ def _begin(job: Job, folder: RunFolder, record: RunRecord | None) -> Run:
     """
     if job.cluster.address == INLINE:
         if record is None:
-            tuner = Tuner(job.problem, job.cluster.cpus_per_worker)
+            tuner = Tuner(job.problem, job.cluster.cpus_per_worker, str(device_of(job.problem)))
             record = _created(job, folder, _sound_draft(job), tuner.tune)
         return Run(folder.uri, record, _InlineRun(job, folder, record), attach)
 
@@ -469,12 +481,15 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
     marks = fingerprint(job.problem)
     memory, path = job.compute.memory, job.output.path
     if device is None:
-        resources = resources_here(job.cluster, memory, path)
+        inline = job.cluster.address == INLINE
+        gpu = device_of(job.problem).type == "cuda" if inline else None
+        resources = resources_here(job.cluster, memory, path, gpu=gpu)
     else:
         resources = resources_named(device, job.cluster, memory, path)
     stored = job.output.dtype or job.problem.shape.dtype
     sample = stored if job.output.compression == "auto" else None
-    facts = survey(job.problem, job.compute.strategy, resources, sample=sample)
+    with tf32(job.problem.tf32):
+        facts = survey(job.problem, job.compute.strategy, resources, sample=sample)
     return _Draft(job, marks, facts, resources).looked()
 
 
@@ -542,15 +557,17 @@ def _job(
     folder: Path | None = None,
     modules: tuple[ModuleType, ...] = (),
 ) -> Job:
-    problem = _prepared(problem, compute.dtype, compute.seed)
+    problem = _prepared(problem, compute)
     return Job(problem, name, output, compute, cluster, spec, folder, modules)
 
 
-def _prepared(problem: Problem, dtype: str | None, seed: int | None) -> Problem:
+def _prepared(problem: Problem, compute: ComputeOptions) -> Problem:
     """The problem as a job's options want it."""
-    if dtype is not None:
-        problem = problem.to(dtype=getattr(torch, dtype))
-    return problem if seed is None else problem.seeded(seed)
+    if compute.dtype is not None:
+        problem = problem.to(dtype=getattr(torch, compute.dtype))
+    problem = problem.with_leaves(problem.leaves) if compute.seed is None else problem.seeded(compute.seed)
+    problem.tf32 = compute.tf32
+    return problem
 
 
 def _result_options(job: Job) -> dict[str, Any]:
@@ -561,6 +578,7 @@ def _result_options(job: Job) -> dict[str, Any]:
         **({} if job.compute.structure == "auto" else {"structure": job.compute.structure}),
         "dtype": job.compute.dtype,
         "seed": job.compute.seed,
+        **({"tf32": True} if job.compute.tf32 else {}),
         "layout": job.output.layout,
         "output.dtype": job.output.dtype,
         "compression": job.output.compression,

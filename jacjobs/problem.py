@@ -31,6 +31,8 @@ from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
 
 InDims = int | None | Sequence[Any]
 
+CUDNN = ("convolution", "rnn", "lstm", "gru")
+"""In the names of operators that cuDNN computes."""
 ALONE = threading.RLock()
 """For what torch has one of in a process, and threads must take turns at: the level of dual numbers, and the
 generators. Two runs that go on in threads of one process would else get wrong tangents, or each other's
@@ -87,6 +89,8 @@ class Problem:
         self.seeds: dict[str, Any] = {}
         """What strategies that make rows, or columns, multiply J by, where not by one-hot seeds: a seed maker
         with as many products as its `count` says."""
+        self.tf32: bool | None = None
+        """Whether torch may round the factors of float32 products on a GPU to TF32; None: as torch is set."""
         self.kept: dict[str, Any] = {}
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
@@ -196,8 +200,15 @@ class Problem:
 
     @property
     def precision(self) -> torch.dtype:
-        """The coarsest floating-point dtype that `fn` computes in, its arguments and outputs included."""
-        return self.trace.precision
+        """The coarsest floating-point dtype that `fn` computes in, its arguments and outputs included.
+
+        Where torch may use TF32 for it, float16, which has as many digits.
+        """
+        trace = self.trace
+        if trace.precision is not torch.float32 or not self.leaves[self.wanted[0]].is_cuda:
+            return trace.precision
+        tf32 = _uses_tf32(convolves=trace.convolves) if self.tf32 is None else self.tf32
+        return torch.float16 if tf32 else trace.precision
 
     @property
     def differentiates(self) -> bool:
@@ -400,6 +411,7 @@ class Problem:
             spec=pytree.tree_structure(result),
             precision=coarsest(seen),
             differentiates=gradients.seen,
+            convolves=watch.convolutions,
         )
 
     def _check_wanted(self) -> None:
@@ -451,23 +463,34 @@ class Output(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The output leaves and their structure; the properties of the problem that have the other names."""
+    """What one call of a function shows.
+
+    outputs, spec:   its output leaves and their structure.
+    precision:       the coarsest floating-point dtype in it.
+    differentiates:  whether it calls autograd itself.
+    convolves:       whether it has convolutions, or recurrent layers: what cuDNN computes on a GPU.
+    """
 
     outputs: list[Output]
     spec: pytree.TreeSpec
     precision: torch.dtype
     differentiates: bool
+    convolves: bool
 
 
 class _WatchDtypes(TorchDispatchMode):
-    """Notes the floating-point dtypes of all that is computed: autocast hides them from the outside."""
+    """Notes the floating-point dtypes of all that is computed: autocast hides them from the outside. And
+    whether there are convolutions.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[torch.dtype] = set()
+        self.convolutions = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.convolutions = self.convolutions or any(word in str(func) for word in CUDNN)
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         self.seen.update(tensor.dtype for tensor in tensors if tensor.is_floating_point())
         return result
@@ -481,6 +504,13 @@ class _WatchGradients(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen = self.seen or func is torch.autograd.grad
         return func(*args, **(kwargs or {}))
+
+
+def _uses_tf32(*, convolves: bool) -> bool:
+    """May torch round the factors of float32 products on a GPU to TF32? By default that of convolutions."""
+    backends: Any = torch.backends
+    used = [backends.cuda.matmul] + ([backends.cudnn.conv, backends.cudnn.rnn] if convolves else [])
+    return any(kind.fp32_precision == "tf32" for kind in used)
 
 
 def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.speed import compute, end_to_end, limit, memory, page, scale, sparse, startup
+from benchmarks.speed.machine import of_this_run
 
 TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "compute": compute.measure,
@@ -30,7 +27,6 @@ TABLES: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
     "sparse": sparse.measure,
     "startup": startup.measure,
 }
-PACKAGES = ("torch", "jax", "asdex", "ray", "pyarrow", "numpy")
 
 
 def main() -> None:
@@ -61,28 +57,6 @@ def main() -> None:
         if not options.quick:
             page.write_tables(found)
         print(page.TABLES[name](found[name]), flush=True)
-
-
-def of_this_run(seconds: float) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {_processor()}, {platform.system()}",
-        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "minutes": round(seconds / 60, 1),
-    }
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package).partition("+")[0]
-    except PackageNotFoundError:
-        return "none"
 
 
 if __name__ == "__main__":

@@ -81,10 +81,16 @@ def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[dict[
 
 
 def _row(name: str, speed: Speed, dtype: torch.dtype, *, quick: bool) -> dict[str, Any]:
+    problem = speed.make(dtype=dtype, **speed.sizes)
     if quick:
-        return _measured(name, speed, dtype, {}, quick=True)
-    with Elsewhere(partial(_twins, speed.twin, dtype, dict(speed.sizes))) as jax:
-        return _measured(name, speed, dtype, jax.works, quick=False)
+        return measured(name, problem, dtype, {}, quick=True)
+    with twins_of(speed, dtype) as jax:
+        return measured(name, problem, dtype, jax.works, quick=False)
+
+
+def twins_of(speed: Speed, dtype: torch.dtype) -> Elsewhere:
+    """JAX's, in a process of their own."""
+    return Elsewhere(partial(_twins, speed.twin, dtype, dict(speed.sizes)))
 
 
 def _twins(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Work]:
@@ -93,10 +99,11 @@ def _twins(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Wo
     return twins.works(twin, dtype, sizes)
 
 
-def _measured(
-    name: str, speed: Speed, dtype: torch.dtype, twins: Mapping[str, There], *, quick: bool
+def measured(
+    name: str, problem: Problem, dtype: torch.dtype, twins: Mapping[str, There], *, quick: bool
 ) -> dict[str, Any]:
-    case = Case(speed.make(dtype=dtype, **speed.sizes))
+    """A row; `quick` measures no compilers."""
+    case = Case(problem)
     of = partial(jacjobs.jacobian, case.fn, case.argnums, in_dims=case.in_dims)
     plain = of()
     first = {"jacjobs": seconds_of(lambda: plain(*case.args))}
@@ -171,8 +178,13 @@ def _at_their_best(case: Case, checked: Check) -> Peers:
 def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: float) -> Peers:
     found: Peers = {}
     limit = max(LEAST_SECONDS, PATIENCE * best)
+    device = pytree.tree_leaves(case.args)[0].device
+
+    def there(array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
     for peer, twin in twins.items():
-        checked(case.entries(in_order(pytree.tree_map(torch.from_numpy, twin()), case)), peer)
+        checked(case.entries(in_order(pytree.tree_map(there, twin()), case)), peer)
         with suppress(TooSlowError):
             found[peer] = twin, min(twin.each_of_several(ALONE_SECONDS, limit) for _ in range(3))
     for peer, work in compiled_peers_of(case).items():

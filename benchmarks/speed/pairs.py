@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 Work = Callable[[], Any]
 PAUSE_SECONDS = 0.02
 """Between timings: the threads of one library spin for a while after they have nothing to do."""
@@ -25,8 +27,15 @@ class TooSlowError(Exception):
 def seconds_of(work: Work) -> float:
     time.sleep(PAUSE_SECONDS)
     start = time.perf_counter()
-    work()
+    _done(work)
     return time.perf_counter() - start
+
+
+def _done(work: Work) -> None:
+    """A call, and on a GPU what it asked for."""
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def each_of_several(work: Work, least_seconds: float) -> float:
@@ -38,7 +47,7 @@ def each_of_several(work: Work, least_seconds: float) -> float:
         return first
     calls, start = 0, time.perf_counter()
     while True:
-        work()
+        _done(work)
         calls += 1
         if (taken := time.perf_counter() - start) >= least_seconds:
             return taken / calls

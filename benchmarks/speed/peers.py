@@ -141,7 +141,7 @@ def repeat(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         like = fn(x)
     copies = x.expand(like.numel(), *x.shape).clone().requires_grad_()
     y = vmap(fn)(copies)
-    seeds = torch.eye(like.numel(), dtype=y.dtype).reshape(y.shape)
+    seeds = torch.eye(like.numel(), dtype=y.dtype, device=y.device).reshape(y.shape)
     (rows,) = torch.autograd.grad(y, copies, seeds)
     return rows.reshape(*like.shape, *x.shape)
 

@@ -175,3 +175,4 @@ def hessian(dtype: torch.dtype) -> dict[str, Twin]:
 
 
 mlp, mlp_tall, mlp_wide = _mlp(1024, 1024, 1024, 1024), _mlp(64, 1024, 8192), _mlp(8192, 1024, 64)
+mlp_large = _mlp(8192, 8192, 8192, 8192)

@@ -1,7 +1,8 @@
 """The chunk loop: a block's products, streamed chunk by chunk into a buffer on the host.
 
-The device never holds a block, only the chunk in hand. Where even that is too much, the chunk is made again
-in halves, and what follows in chunks of the smaller size.
+The device never holds a block, only the chunk in hand, and of a GPU the one before it: that is on its way to
+the host while the next is computed. Where even that is too much, the chunk is made again in halves, and what
+follows in chunks of the smaller size.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
+from jacjobs.autodiff.device import HOST, device_of, give_back, wait_for
 from jacjobs.autodiff.strategy import Chunk, Strategy, flat, products_of, seeds_of
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.errors import OUT_OF_MEMORY
@@ -70,16 +73,16 @@ def compute_block(
     `pace` is changed where memory runs out: only the chunk that failed is made again.
     Raises what the user's function raises, and ProductTooLargeError.
     """
-    by_rows = strategy_named(pace.strategy).makes == "rows"
-    host = _buffer(problem, block, by_rows=by_rows, dtype=dtype)
+    maker = strategy_named(pace.strategy)
+    there = Destination(problem, maker, block, dtype=dtype)
     left = [block]
     while left:
         maker, rectangle = strategy_named(pace.strategy), left.pop(0)
         done: tuple[slice, slice] | None = None
         failure = None
         try:
-            for there in _filled(problem, maker, rectangle, pace.chunk, host, block):
-                done = there
+            for put in there.filled(problem, maker, rectangle, pace.chunk):
+                done = put
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -87,14 +90,102 @@ def compute_block(
         if failure is not None:
             pace.retreat(rectangle, failure)
             left = _rest(maker, rectangle, done) + left
+            there.settle()
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_back()
     if pace.strategy in COMPILED and (news := COMPILED[pace.strategy].news(problem)) is not None:
         pace.retreats.append(news)
-    if _on_cuda(problem):
-        torch.cuda.synchronize()
-    return host.numpy() if by_rows else host.transpose(1, 2).numpy()
+    there.settle()
+    made = there.entries
+    return made.numpy() if maker.makes == "rows" else made.transpose(1, 2).numpy()
+
+
+class Destination:
+    """A block's entries, where chunks are put: on the host, or on the device where they were made.
+
+    (points, products, what one product holds): a product lies in one piece, so a chunk is one copy.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        maker: Strategy,
+        block: Rectangle,
+        *,
+        dtype: str | None = None,
+        device: torch.device = HOST,
+    ) -> None:
+        shape, source = problem.shape, device_of(problem)
+        lengths = (block.rows, shape.columns) if maker.makes == "rows" else (block.columns, shape.rows)
+        self._way = WayToHost(source) if source.type == "cuda" and device == HOST else None
+        self._origin = block.point_start, products_of(maker, block)[0]
+        self.entries = torch.empty(
+            (block.points, *lengths),
+            dtype=getattr(torch, dtype or shape.dtype),
+            device=device,
+            pin_memory=self._way is not None,
+        )
+
+    def filled(
+        self, problem: Problem, maker: Strategy, part: Rectangle, chunk: int
+    ) -> Iterator[tuple[slice, slice]]:
+        """Put the products of `part` where they belong; yields what is there, chunk by chunk."""
+        for made in maker.chunks(problem, part, seeds_of(maker, problem), chunk):
+            self._put(made)
+            there = made.points, made.products
+            del made
+            yield there
+
+    def settle(self) -> None:
+        """Wait until all that was put is there."""
+        if self._way is not None:
+            self._way.settle()
+
+    def _put(self, chunk: Chunk) -> None:
+        point, product = self._origin
+        points = slice(chunk.points.start - point, chunk.points.stop - point)
+        products = slice(chunk.products.start - product, chunk.products.stop - product)
+        there = self.entries[points, products]
+        # A function that differentiates inside itself leaves a graph on its tangents.
+        made = [leaf.detach() for leaf in chunk.leaves]
+        if self._way is not None:  # in one piece: memory is faster there
+            flats = [flat(leaf) for leaf in made]
+            self._way.send(flats[0].contiguous() if len(flats) == 1 else torch.cat(flats, dim=2), there)
+            return
+        start = 0
+        for leaf in made:
+            size = leaf[0, 0].numel()
+            # A leaf that lies in another order is put in order by this copy, not by one before it.
+            there[..., start : start + size].view(leaf.shape).copy_(leaf)
+            start += size
+
+
+class WayToHost:
+    """From a GPU into pinned memory, on a stream of its own, while the GPU goes on with its work.
+
+    At most one tensor is on its way, and held on the device until it is there.
+    https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._made, self._arrived = torch.cuda.Event(), torch.cuda.Event()
+        self._held: Tensor | None = None
+
+    def send(self, made: Tensor, there: Tensor) -> None:
+        self._made.record(torch.cuda.current_stream(made.device))
+        self.settle()
+        self._stream.wait_event(self._made)
+        with torch.cuda.stream(self._stream):
+            there.copy_(made, non_blocking=True)
+            self._arrived.record(self._stream)
+        self._held = made
+
+    def settle(self) -> None:
+        """Wait until what was sent is there."""
+        if self._held is not None:
+            self._arrived.synchronize()
+            self._held = None
 
 
 def time_chunks(
@@ -104,23 +195,23 @@ def time_chunks(
     chunk: int,
     enough_seconds: float,
     *,
-    copied: bool = True,
+    into: torch.device | None = HOST,
 ) -> tuple[float, float]:
     """Seconds before the first chunk of `block` (a graph, say), and of one chunk: the median of those made.
 
-    Stops after `enough_seconds`, but makes two chunks at least, where there are two. The copy to the host
-    counts; `copied=False`: there is none.
+    Stops after `enough_seconds`, but makes two chunks at least, where there are two. The copy `into` the
+    host's memory, or a device's, counts; None: there is none.
     """
-    maker = strategy_named(strategy)
-    if copied:
-        host = _buffer(problem, block, by_rows=maker.makes == "rows")
-        chunks: Iterator[object] = _filled(problem, maker, block, chunk, host, block)
+    maker, device = strategy_named(strategy), device_of(problem)
+    if into is not None:
+        there = Destination(problem, maker, block, device=into)
+        chunks: Iterator[object] = there.filled(problem, maker, block, chunk)
     else:
         chunks = (None for _ in maker.chunks(problem, block, seeds_of(maker, problem), chunk))
+    wait_for(device)
     marks = [time.perf_counter()]
     for _ in chunks:
-        if _on_cuda(problem):
-            torch.cuda.synchronize()
+        wait_for(device)
         marks.append(time.perf_counter())
         if len(marks) > 2 and marks[-1] - marks[0] > enough_seconds:
             break
@@ -129,27 +220,6 @@ def time_chunks(
         return 0.0, first
     one = statistics.median(others)
     return max(0.0, first - one), one
-
-
-def _buffer(problem: Problem, block: Rectangle, *, by_rows: bool, dtype: str | None = None) -> torch.Tensor:
-    """(points, products, what one product holds): a product lies in one piece, so a chunk is one copy."""
-    shape = problem.shape
-    lengths = (block.rows, shape.columns) if by_rows else (block.columns, shape.rows)
-    stored = getattr(torch, dtype or shape.dtype)
-    return torch.empty((block.points, *lengths), dtype=stored, pin_memory=_on_cuda(problem))
-
-
-def _filled(
-    problem: Problem, maker: Strategy, part: Rectangle, chunk: int, host: torch.Tensor, block: Rectangle
-) -> Iterator[tuple[slice, slice]]:
-    """Put the products of `part` into the buffer of `block`; yields what is there, chunk by chunk."""
-    seeds = seeds_of(maker, problem)
-    first = products_of(maker, block)[0]
-    for made in maker.chunks(problem, part, seeds, chunk):
-        _copy(made, host, block.point_start, first, whole=_on_cuda(problem))
-        there = made.points, made.products
-        del made
-        yield there
 
 
 def _rest(maker: Strategy, part: Rectangle, done: tuple[slice, slice] | None) -> list[Rectangle]:
@@ -166,25 +236,3 @@ def _rest(maker: Strategy, part: Rectangle, done: tuple[slice, slice] | None) ->
     if points.stop < part.point_stop:
         rest.append(part._replace(point_start=points.stop))
     return rest
-
-
-def _copy(chunk: Chunk, host: torch.Tensor, point: int, product: int, *, whole: bool) -> None:
-    """Put a chunk where it belongs in a buffer that begins at `point` and `product`.
-
-    `whole` gathers its leaves first, so that one transfer suffices.
-    """
-    points = slice(chunk.points.start - point, chunk.points.stop - point)
-    products = slice(chunk.products.start - product, chunk.products.stop - product)
-    # A function that differentiates inside itself leaves a graph on its tangents.
-    made = [leaf.detach() for leaf in chunk.leaves]
-    leaves = [torch.cat([flat(leaf) for leaf in made], dim=2)] if whole else made
-    start = 0
-    for leaf in leaves:
-        size = leaf[0, 0].numel()
-        # A leaf that lies in another order is put in order by this copy, not by one before it.
-        host[points, products, start : start + size].view(leaf.shape).copy_(leaf, non_blocking=whole)
-        start += size
-
-
-def _on_cuda(problem: Problem) -> bool:
-    return any(problem.leaves[index].is_cuda for index in problem.wanted)

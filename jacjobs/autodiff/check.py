@@ -41,8 +41,8 @@ CHECKERS = {
 """Who can check a strategy that makes rows, or columns: the first that works."""
 KEY = 8191
 FLOOR_EPS = 64.0
-SLAB_BYTES = 4 << 20
-"""A block is compared so much of it at a time: in float64, whatever its own dtype."""
+SLAB_BYTES = 1 << 20
+"""A block is compared so much of it at a time, in the cache: in float64, whatever its own dtype."""
 
 
 class Finding(NamedTuple):
@@ -161,11 +161,13 @@ class Checker:
         """The worst error of a point's products, relative; and whether all are within the tolerance."""
         norms, residuals = np.empty(len(products)), np.empty(len(products))
         step = max(1, SLAB_BYTES // (8 * products.shape[1]))
+        space = np.empty((min(step, len(products)), products.shape[1]))
         with np.errstate(all="ignore"):
             for first in range(0, len(products), step):
                 some = slice(first, first + step)
-                slab = products[some].astype(np.float64)
-                norms[some] = np.linalg.norm(slab, axis=1)
+                slab = space[: len(products[some])]
+                slab[...] = products[some]
+                norms[some] = np.sqrt(np.einsum("ij,ij->i", slab, slab))
                 residuals[some] = np.abs(slab @ self.vector - expected[some])
         error, wrong = judge(norms, residuals, self.precision)
         return error, not len(wrong)

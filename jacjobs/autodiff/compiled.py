@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from jacjobs.autodiff.device import device_of
 from jacjobs.autodiff.forward import JvpVmap
 from jacjobs.autodiff.graph import of_wanted
 from jacjobs.autodiff.reverse import VjpVmap
@@ -109,6 +110,16 @@ class Compiled(Strategy):
                 yield Chunk(slice(start, stop), slice(first, last), made)
                 del made
 
+    def all_at_once(self, problem: Problem) -> list[Tensor] | None:
+        """All of J at a single point, as its one chunk has it, where code for that is there and was compared;
+        else None. What surrounds a call of small code takes as long as the code: docs/decisions/0033.
+        """
+        code = self.code(problem)
+        compiled = code.sizes.get((1, count_products(self, problem), False))
+        if problem.in_dims is not None or compiled is None or code.reason is not None:
+            return None
+        return self._called(code, compiled, problem.leaves, None, several=False)
+
     def code(self, problem: Problem) -> Code:
         """Of this problem, and of all that differ from it in the values of leaves alone."""
         if self.name not in problem.kept:
@@ -134,28 +145,35 @@ class Compiled(Strategy):
         several = part.points > 1
         between = part.point_start, part.point_stop
         leaves = problem.at_points(*between) if several else problem.at_point(part.point_start)
-        # Of their own, so that none is taken for a tensor that the function has captured.
-        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         first, last = products_of(self, part)
         drawn = None
         if not isinstance(seeds, OneHot) or last - first < seeds.size:
             drawn = make(seeds, first, last, self._like(problem, leaves, several))
         size = part.points, last - first, drawn is not None
-        compiled = code.sizes.get(size) or _compile(code.products)
+        compiled = code.sizes.get(size) or _compile(code.products, as_graph=device_of(problem).type == "cuda")
+        made = self._called(code, compiled, leaves, drawn, several)
+        if made is not None and size not in code.sizes:
+            code.sizes[size] = compiled
+            code.reason = self._difference(problem, made, part, seeds)
+        return made if code.reason is None else None
+
+    def _called(
+        self, code: Code, compiled: Products, leaves: Sequence[Any], seeds: list[Tensor] | None, several: bool
+    ) -> list[Tensor] | None:
+        """What `compiled` returns, with an axis of points; None where it failed."""
+        # Of their own, so that none is taken for a tensor that the function has captured.
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         try:
             with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
-                made = compiled(leaves, drawn, several)
+                made = compiled(leaves, seeds, several)
+                if made[0].is_cuda:  # the next replay of the graph writes where this one did
+                    made = [leaf.clone() for leaf in made]
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             code.reason = explain(error)
             return None
-        if not several:
-            made = [leaf.unsqueeze(0) for leaf in made]
-        if size not in code.sizes:
-            code.sizes[size] = compiled
-            code.reason = self._difference(problem, made, part, seeds)
-        return made if code.reason is None else None
+        return made if several else [leaf.unsqueeze(0) for leaf in made]
 
     def _difference(
         self, problem: Problem, made: list[Tensor], part: Rectangle, seeds: SeedMaker
@@ -255,13 +273,22 @@ def _hooks_as_they_were() -> Iterator[None]:
             hooks._saved_tensors_hooks_enable()
 
 
-def _compile(products: Products) -> Products:
-    """Under a code object of its own: torch keeps no more than eight variants of one."""
+def _compile(products: Products, *, as_graph: bool) -> Products:
+    """Under a code object of its own: torch keeps no more than eight variants of one.
+
+    as_graph:  on a GPU, what the code asks for is recorded as a CUDA graph, and replayed: kernels of small
+               chunks take less time than asking for each of them.
+               https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_cudagraph_trees.html
+    """
     from jacjobs.autodiff.passes import ChunkPass  # torch's compiler takes a second to import
 
     code = products.__code__.replace()
     own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
-    options: dict[str, Any] = {"post_grad_custom_post_pass": ChunkPass(), "guard_filter_fn": _watched}
+    options: dict[str, Any] = {
+        "post_grad_custom_post_pass": ChunkPass(),
+        "guard_filter_fn": _watched,
+        "triton.cudagraphs": as_graph,
+    }
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled
 

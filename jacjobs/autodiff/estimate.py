@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES, eager_name
+from jacjobs.autodiff.device import device_of
 from jacjobs.autodiff.meter import AllocatedPeak, Meter
 from jacjobs.autodiff.strategy import Strategy, corner, count_products, seeds_of
 from jacjobs.cost import CostModel, Probe, Work
@@ -181,11 +181,6 @@ def allocated(problem: Problem, maker: Strategy, step: int, chunk: int) -> int:
         for _ in _chunks(problem, maker, step, chunk):
             pass
     return peak.nbytes
-
-
-def device_of(problem: Problem) -> torch.device:
-    device: torch.device = problem.leaves[problem.wanted[0]].device
-    return device
 
 
 @contextmanager

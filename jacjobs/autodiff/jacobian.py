@@ -21,9 +21,10 @@ from jacjobs.autodiff.catalogue import (
     in_order_of_preference,
     strategy_named,
 )
-from jacjobs.autodiff.estimate import Estimator, device_of
+from jacjobs.autodiff.compiled import Compiled
+from jacjobs.autodiff.device import available_bytes, device_of, give_back, wait_for
+from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
-from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.autodiff.race import Choice, race
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, count_lines
@@ -38,6 +39,8 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
+HOST_SHARE, GPU_SHARE = 0.5, 0.9
+"""Of the memory that is free: a host has other work to do, and of a GPU's the result is left out before."""
 COMPILING_SECONDS = 60.0
 """No further chunk is compiled after about so long."""
 COMPILED_START = 128
@@ -64,7 +67,7 @@ def jacobian(
     strategy:      one of the nine, or auto: the fastest, of those that `fn` supports and that fit the memory.
     chunk:         how many products are made at once, or auto: the fastest that fits.
     memory:        what the products in the making may take beside the result: bytes, "8GiB", or a fraction
-                   of what is free now. Default: half of a CPU's, 0.9 of a GPU's.
+                   of what is free now. Default: half of a host's; of a GPU's, 0.9 of what the result leaves.
     create_graph:  the result can be differentiated again, with respect to arguments that require a
                    gradient and to what `fn` captured.
     compile:       compare with code that `torch.compile` makes, too: on the first call that takes seconds to
@@ -140,19 +143,19 @@ class JacobianFunction:
             lifted = plain if dims is None else torch.func.vmap(plain, dims)
             return lifted(*args)
         leaves, spec = pytree.tree_flatten(args)
+        leaves = [_ordinary(leaf) for leaf in leaves]
         kinds = [_kind(leaf) for leaf in leaves]
         for ready in self._ready:
             if ready.kinds == kinds and ready.spec == spec:
                 return ready(leaves)
-        ordinary = [_ordinary(leaf) for leaf in leaves]
-        args = pytree.tree_unflatten(ordinary, spec)
+        args = pytree.tree_unflatten(leaves, spec)
         problem = Problem(self._fn, args, self._argnums, self._in_dims)
         numbers = self._argnums
         wanted = args[numbers] if isinstance(numbers, int) else tuple(args[number] for number in numbers)
         choice = _choose(problem, self._wishes)
         ready = _Ready(problem, choice, self._create_graph, kinds, spec, pytree.tree_structure(wanted))
         self._ready.append(ready)
-        return ready(ordinary)
+        return ready(leaves)
 
 
 def _ordinary(leaf: Any) -> Any:
@@ -194,7 +197,7 @@ class _Ready:
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """J, as jacrev returns it; of what `args` flatten to."""
         with torch.inference_mode(False):
-            problem = self._problem.called_with([_ordinary(leaf) for leaf in leaves])
+            problem = self._problem.called_with(leaves)
             products = _products(problem, self._maker, self.choice.chunk, self._create_graph)
             grid = _nested(products, problem, by_rows=self._maker.makes == "rows")
             rows = [pytree.tree_unflatten([*map(_as, row, self._dtypes)], self._inputs) for row in grid]
@@ -280,10 +283,9 @@ def _made(problem: Problem, strategy: str, chunk: int) -> bool:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        torch.cuda.empty_cache()
+        give_back()
         return False
-    if device_of(problem).type == "cuda":
-        torch.cuda.synchronize()
+    wait_for(device_of(problem))
     return True
 
 
@@ -328,10 +330,13 @@ def _budget(memory: Any, problem: Problem) -> int:
         found = parse_bytes(memory)
         if found is not None:
             return found
-    elif memory is None or (isinstance(memory, float) and 0 < memory <= 1):
-        if device.type == "cuda":
-            return int(torch.cuda.mem_get_info(device)[0] * (memory or 0.9))
-        return int(available_memory_bytes() * (memory or 0.5))
+    elif memory is None:
+        there = available_bytes(device)
+        if device.type == "cpu":
+            return int(there * HOST_SHARE)
+        return int(max(0, there - problem.shape.total_bytes) * GPU_SHARE)
+    elif isinstance(memory, float) and 0 < memory <= 1:
+        return int(available_bytes(device) * memory)
     elif isinstance(memory, int) and memory > 0:
         return memory
     raise InputError.about("memory", got=repr(memory), expected='bytes, "8GiB", or a fraction up to 1.0')
@@ -341,6 +346,10 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
     """All products, one tensor (points, products, …) a leaf, as a chunk may have it."""
     shape = problem.shape
     count = count_lines(maker, shape)
+    if isinstance(maker, Compiled) and chunk >= count and not create_graph:
+        at_once = maker.all_at_once(problem)
+        if at_once is not None:
+            return _with_places_of_their_own(at_once)
     whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
     chunks = maker.chunks(problem, whole, OneHot(count), chunk, create_graph=create_graph)
     if create_graph:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jacjobs.autodiff.catalogue import strategy_named
+from jacjobs.autodiff.device import device_of
 from jacjobs.autodiff.estimate import WHOLE_POINTS
 from jacjobs.autodiff.strategy import count_lines
 from jacjobs.autodiff.timing import Pass, timed
@@ -72,6 +73,9 @@ def race(
     start:          the chunk that every strategy runs at first.
     """
 
+    # A GPU gets each kernel's code when that is first asked for: seconds, where chunks take milliseconds.
+    always_warm = device_of(problem).type == "cuda"
+
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
             return None
@@ -81,8 +85,9 @@ def race(
             chunk,
             enough_seconds=ENOUGH_SECONDS,
             most_bytes=MOST_BYTES,
-            warm=warm,
-            copied=chunk < whole_of(strategy, problem.shape),  # a chunk that is all of J is returned as it is
+            warm=warm or always_warm,
+            # A chunk that is all of J is returned as it is.
+            into=device_of(problem) if chunk < whole_of(strategy, problem.shape) else None,
         )
 
     return Race(problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start).winner()
@@ -209,7 +214,7 @@ class Race:
         if self._make_all is not None:
             strategy = finalists[0][0]
             whole = strategy, whole_of(strategy, self._shape)
-            candidates = [*finalists, *({whole} & {*ranked[FINALISTS:]})]
+            candidates = finalists + [key for key in ranked[FINALISTS:] if key == whole]
             expected = ROUNDS * sum(min(self._seconds[key]) for key in candidates)
             if expected <= (1 - CLIMB) * self._limit_seconds:
                 self._compare_all(candidates, self._make_all)

@@ -28,6 +28,8 @@ class OneHot:
         self.size = size
 
     def __call__(self, start: int, stop: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        if start == 0:
+            return torch.eye(stop, self.size, dtype=dtype, device=device)
         seeds = torch.zeros(stop - start, self.size, dtype=dtype, device=device)
         seeds.diagonal(offset=start).fill_(1)
         return seeds

@@ -9,6 +9,7 @@ import torch
 
 from jacjobs.autodiff.block import time_chunks
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
+from jacjobs.autodiff.device import HOST, give_back
 from jacjobs.autodiff.strategy import corner, count_products
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.problem import Problem
@@ -35,7 +36,7 @@ def timed(
     enough_seconds: float,
     most_bytes: int,
     warm: bool = True,
-    copied: bool = True,
+    into: torch.device | None = HOST,
 ) -> Pass | None:
     """A few chunks; None where the memory does not suffice after all.
 
@@ -43,25 +44,25 @@ def timed(
     most_bytes:      no more of J is made at once than this, but two chunks.
     warm:            two chunks come before, which are not counted unless they are slow; as before any that
                      are compiled, of which the first takes as long as compiling it.
-    copied:          the copy of a chunk to the host counts.
+    into:            the copy of a chunk to a device's memory counts; None: there is none.
     """
     try:
         # Two chunks in any case: without a second, what comes before the first would count as the chunk's.
         block = some_chunks(problem, strategy, chunk, 2)
         compiles = strategy in COMPILED
         if warm or compiles:
-            made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf, copied=copied))
+            made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf, into=into))
             if not compiles:
                 if sum(made) >= SLOW_SECONDS:
                     return made
                 enough_seconds = max(enough_seconds, 1.1 * sum(made))
         many = 2 * most_bytes // (block.entries * problem.shape.item_bytes)
         block = some_chunks(problem, strategy, chunk, max(2, min(CHUNKS, many)))
-        return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds, copied=copied))
+        return Pass(*time_chunks(problem, strategy, block, chunk, enough_seconds, into=into))
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        torch.cuda.empty_cache()
+        give_back()
         return None
 
 

@@ -138,21 +138,24 @@ class Chooser:
         """Fits, and is no more of J, and no more work, than a block is meant to be. One step always may
         be.
         """
-        product_bytes = self._shape.row_bytes if is_by_rows(model.strategy) else self._shape.column_bytes
         if not self.fits(model, chunk):
             return False
         short = self.predicted(model, chunk).chunk_seconds <= BLOCK_SECONDS
-        return chunk == model.step or (short and chunk * product_bytes <= BLOCK_BYTES)
+        return chunk == model.step or (short and chunk * self._product_bytes(model) <= BLOCK_BYTES)
 
     def needed_bytes(self, model: CostModel, chunk: int) -> int:
         """What a worker takes at this chunk: products, and on a host the block, with its transposed copy
-        where products cross the lines of the layout.
+        where products cross the lines of the layout; on a GPU the chunk before, on its way to the host.
         """
         device, peak = self._resources.device, model.peak_bytes(chunk)
         needed = peak + min(peak, device.kept_bytes) + device.process_bytes
         if device.host:
-            needed += self._block_bytes(model, chunk)
-        return needed
+            return needed + self._block_bytes(model, chunk)
+        return needed + chunk * self._product_bytes(model)
+
+    def _product_bytes(self, model: CostModel) -> int:
+        """Of J, in one product."""
+        return self._shape.row_bytes if is_by_rows(model.strategy) else self._shape.column_bytes
 
     def _block_bytes(self, model: CostModel, chunk: int) -> int:
         """Of the largest block, on the host."""

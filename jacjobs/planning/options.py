@@ -49,6 +49,8 @@ class ComputeOptions(_Options):
                 blocks.
     dtype:      cast the floating-point arguments to it first; null leaves them as they are.
     seed:       for a random function (dropout): every call of it begins with this seed.
+    tf32:       on a GPU, round the factors of float32 products to TF32, which has three digits: several times
+                faster, and off unless it is asked for, for convolutions too.
     check:      how much of J is compared with a product of the other mode: auto (a sample of points that
                 costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.
@@ -65,6 +67,7 @@ class ComputeOptions(_Options):
     memory: Annotated[float, Field(gt=0, le=1, strict=True)] | Memory | None = None
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] | None = None
+    tf32: Annotated[bool, Field(strict=True)] = False
     check: Literal["auto", "all", "off"] = "auto"
     nonfinite: Literal["error", "warn", "allow"] = "error"
     structure: Literal["auto", "sparse", "dense"] = "auto"

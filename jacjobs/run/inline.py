@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from jacjobs.autodiff.device import device_of
 from jacjobs.errors import JacjobsError
 from jacjobs.planning.planner import Plan
 from jacjobs.problem import Problem
@@ -53,11 +54,12 @@ class InlineExecutor:
         self._threads_before = torch.get_num_threads()
         self._worker: BlockWorker
         self._assembler: BundleAssembler
+        device = str(device_of(problem))
         if plan.groups is None:
-            self._worker, self._assembler = Worker(problem, plan), Assembler(path, plan, metadata)
+            self._worker, self._assembler = Worker(problem, plan, device), Assembler(path, plan, metadata)
         else:
             coloured = Coloured.of_arrays(RunFolder(path).pattern(plan.pattern))
-            self._worker = SparseWorker(problem, plan, coloured)
+            self._worker = SparseWorker(problem, plan, coloured, device)
             self._assembler = SparseAssembler(path, plan, metadata, coloured)
         self._commands: deque[Command] = deque()
         self._data: dict[BlockId, NDArray[np.generic]] = {}

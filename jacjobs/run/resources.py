@@ -22,15 +22,19 @@ HOST_SHARE = 0.5
 
 
 def resources_here(
-    cluster: ClusterOptions, memory: float | str | None, path: str | Path, workers: int | None = None
+    cluster: ClusterOptions,
+    memory: float | str | None,
+    path: str | Path,
+    workers: int | None = None,
+    gpu: bool | None = None,
 ) -> Resources:
     """Of this process's machine: its GPU if there is one and the job may use it, else its cores.
 
     memory:   as in `ComputeOptions`. path: where the dataset goes. workers: how many there are, if it is
-              known.
+              known. gpu: whether it is the GPU, if that is known.
     """
     count = local_workers(cluster) if workers is None else workers
-    if uses_gpu(cluster):
+    if uses_gpu(cluster) if gpu is None else gpu:
         free, _ = torch.cuda.mem_get_info()
         device = reported(torch.cuda.get_device_name(), free)
         return _resources(device, count, _sharing(cluster), memory, path)
@@ -62,7 +66,7 @@ def check_budget(resources: Resources) -> None:
 
 
 def uses_gpu(cluster: ClusterOptions) -> bool:
-    """The inline executor computes where the problem's tensors are."""
+    """The inline executor computes where the problem's tensors are: it is not asked here."""
     return torch.cuda.is_available() and cluster.gpus_per_worker != 0 and cluster.address != "inline"
 
 

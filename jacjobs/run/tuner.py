@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import torch
 
+from jacjobs.autodiff.device import give_back, tf32
 from jacjobs.autodiff.timing import timed
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import Chooser, Estimate, Timing
@@ -161,16 +162,16 @@ class Tuner:
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            return tune(self._problem, chooser, limit_seconds)
+            with tf32(self._problem.tf32):
+                return tune(self._problem, chooser, limit_seconds)
         finally:
             torch.set_num_threads(before)
-            _give_back()
+            _tidy()
 
 
-def _give_back() -> None:
+def _tidy() -> None:
     """What timings left in the allocators' hands: this process goes on as a worker, within a budget."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    give_back()
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)

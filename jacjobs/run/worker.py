@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
 from jacjobs.autodiff.check import Checker
-from jacjobs.autodiff.estimate import device_of
+from jacjobs.autodiff.device import device_of, tf32
 from jacjobs.autodiff.meter import AllocatedPeak, ResidentPeak, worker_peak
 from jacjobs.autodiff.words import is_out_of_memory, tolerance
 from jacjobs.errors import CheckError, DeviceLostError, DeviceMemoryError, JacjobsError, NonFiniteError
@@ -67,7 +67,7 @@ class BlockWorker(ABC):
         for pace in self._paces():
             pace.retreats.clear()
         try:
-            with self._peak() as peak:
+            with self._peak() as peak, tf32(self._problem.tf32):
                 values, findings = self._computed(where)
         except JacjobsError:
             raise

@@ -33,7 +33,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[Products]:
     """What would be compiled runs as it is; each time that something would be."""
     asked: list[Products] = []
 
-    def compile_(products: Products) -> Products:
+    def compile_(products: Products, **_: bool) -> Products:
         asked.append(products)
         return products
 
@@ -250,7 +250,7 @@ def test_a_part_of_the_products_with_parameters_in_a_dictionary(
 def test_wrong_code_is_found_by_its_first_chunk_and_not_used(
     strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(products: Products) -> Products:
+    def wrong(products: Products, **_: bool) -> Products:
         return lambda *arguments: [leaf * (1 + 1e-6) for leaf in products(*arguments)]
 
     monkeypatch.setattr(compiling, "_compile", wrong)
@@ -265,7 +265,7 @@ def test_wrong_code_is_found_by_its_first_chunk_and_not_used(
 
 
 def test_code_that_gives_nan_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nan(products: Products) -> Products:
+    def nan(products: Products, **_: bool) -> Products:
         return lambda *arguments: [leaf * torch.nan for leaf in products(*arguments)]
 
     monkeypatch.setattr(compiling, "_compile", nan)
@@ -274,7 +274,7 @@ def test_code_that_gives_nan_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_where_there_is_no_compiler_products_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(products: Products) -> Products:
+    def broken(products: Products, **_: bool) -> Products:
         def call(*arguments: Any) -> Any:
             raise RuntimeError("no C++ compiler was found\nand more")
 
@@ -290,7 +290,7 @@ def test_where_there_is_no_compiler_products_are_plain(monkeypatch: pytest.Monke
 
 
 def test_out_of_memory_is_told_and_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    def small(products: Products) -> Products:
+    def small(products: Products, **_: bool) -> Products:
         def call(leaves: Any, seeds: Any, several: bool) -> Any:
             if seeds[0].shape[0] > 2:
                 raise torch.OutOfMemoryError("too much")

@@ -105,10 +105,26 @@ def test_only_a_chunk_that_is_all_of_j_is_timed_without_a_copy(
     monkeypatch: pytest.MonkeyPatch, chunk: int, copied: bool
 ) -> None:
     copies: list[object] = []
-    monkeypatch.setattr("jacjobs.autodiff.block._copy", lambda *made, **_: copies.append(made))
+    monkeypatch.setattr("jacjobs.autodiff.block.Destination._put", lambda *made: copies.append(made))
     problem = jacjobs.Problem(torch.sin, (torch.randn(4, 6),), in_dims=0)
     racing.race(problem, ["vjp/vmap"], lambda strategy, size: size == chunk)
     assert bool(copies) == copied
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_on_a_gpu_no_first_call_counts(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Each kernel is loaded when it is first asked for (seen: it cost the fastest strategy the race)."""
+    seen: list[bool] = []
+
+    def timed(*_: object, warm: bool, **__: object) -> Pass:
+        seen.append(warm)
+        return Pass(0.0, 1e-3)
+
+    monkeypatch.setattr(racing, "timed", timed)
+    monkeypatch.setattr(racing, "device_of", lambda problem: torch.device(device))
+    problem = jacjobs.Problem(torch.sin, (torch.randn(6),))
+    racing.race(problem, ["vjp/vmap", "jvp/vmap"], lambda strategy, chunk: True)
+    assert all(seen) == (device == "cuda")
 
 
 def test_where_memory_runs_out_nothing_larger_is_tried() -> None:

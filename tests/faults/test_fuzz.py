@@ -216,6 +216,7 @@ JOB: dict[str, Any] = {
         "memory": "8GiB",
         "dtype": "float32",
         "seed": 3,
+        "tf32": True,
         "check": "all",
         "nonfinite": "warn",
         "block_timeout": 30.0,

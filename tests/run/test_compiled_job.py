@@ -37,7 +37,7 @@ def test_it_is_planned_computed_and_checked(tmp_path: Path) -> None:
 
 
 def test_without_a_compiler_it_goes_on_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(products: object) -> object:
+    def broken(products: object, **_: bool) -> object:
         def call(*arguments: object) -> None:
             raise RuntimeError("no C++ compiler")
 

@@ -151,5 +151,5 @@ def test_what_timings_leave_behind_is_given_back() -> None:
     many = [torch.ones(25_000) for _ in range(1600)]
     full = psutil.Process().memory_info().rss
     del many[:-1]
-    tuner._give_back()
+    tuner._tidy()
     assert psutil.Process().memory_info().rss < full - (100 << 20)

@@ -67,9 +67,12 @@ class Payload:
         """The same, of the problem that was looked at meanwhile."""
         return replace(self, trace=cloudpickle.dumps(problem.trace))
 
-    def unpack(self) -> Problem:
+    def unpack(self, device: str) -> Problem:
+        """With all tensors on `device`, those that the function captured too."""
+        from jacjobs.run.unpacking import unpack
+
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
-        problem: Problem = cloudpickle.loads(self.problem)
+        problem: Problem = unpack(self.problem, device)
         return problem
 
 
@@ -77,7 +80,11 @@ class WorkerActor:
     """Holds the problem from the start; it can time chunks before it is told the plan, and computes after."""
 
     def __init__(self, payload: Payload) -> None:
-        self._problem = payload.unpack()
+        import torch
+
+        # A GPU that torch cannot use here is none: then the plan is made for the host.
+        self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+        self._problem = payload.unpack(self._device)
 
     def resources(
         self, cluster: ClusterOptions, memory: float | str | None, path: str, workers: int
@@ -87,14 +94,10 @@ class WorkerActor:
         return resources_here(cluster, memory, path, workers)
 
     def tune(self, threads: int, chooser: Chooser, limit_seconds: float, trace: bytes) -> list[Timing]:
-        import torch
-
         from jacjobs.run.tuner import Tuner
 
         self._know(trace)
-        # A GPU that torch cannot use here is none: then the plan is made for the host.
-        on = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        return Tuner(self._problem, threads, on).tune(chooser, limit_seconds)
+        return Tuner(self._problem, threads, self._device).tune(chooser, limit_seconds)
 
     def begin(self, plan: str, trace: bytes, pattern: dict[str, NDArray[Any]] | None) -> tuple[str, str]:
         """Be ready for blocks. Returns its node, and the GPUs that it has.
@@ -106,7 +109,7 @@ class WorkerActor:
 
         self._know(trace)
         made = Plan.model_validate_json(plan)
-        on = "cpu" if made.resources.device.host or not ray.get_gpu_ids() else "cuda"
+        on = "cpu" if made.resources.device.host else self._device
         self._worker: BlockWorker
         if pattern is None:
             self._worker = Worker(self._problem, made, on)
