@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ import jacjobs
 from benchmarks import functions
 from benchmarks.speed import compute
 from benchmarks.speed.machine import of_this_run
+from benchmarks.speed.page import NOISE
 from benchmarks.speed.pairs import in_turns
 from jacjobs import Problem
 from jacjobs.autodiff.block import Pace, compute_block
@@ -337,6 +339,23 @@ def main() -> None:
 
 # -- the page ------------------------------------------------------------------------------------------------
 
+WHY: dict[tuple[str, str], str] = {
+    (
+        "MLP, square",
+        "float32",
+    ): "0.1 ms of products: what is around a call decides; a quarter of that is gone "
+    "since, not measured again",
+    ("MLP, wide", "float32"): "the same products, all at once: 0.07 ms of Python around them",
+    (
+        "LSTM",
+        "float32",
+    ): "the choice; probably the race took the loading of kernels for a strategy's own "
+    "time: mended since, not measured again",
+    ("kernel residual", "float64"): "not known: the same products",
+    ("Hessian", "float64"): "the choice: reverse mode, where forward mode is a tenth faster",
+}
+"""Of rows that are lost."""
+
 
 def page(found: dict[str, Any]) -> str:
     """All that was found, as Markdown."""
@@ -431,24 +450,26 @@ def _compute_table(rows: list[Row], rates: list[Row]) -> list[str]:
         "is faster. The share is of the device's own rate of matrix products, in the same dtype.",
         "",
         "| function | dtype | J | choice | plain ÷ torch | best of torch | compiled ÷ compiled "
-        "| best compiled | ms | share |",
-        "| --- | --- | --- | --- | ---: | --- | ---: | --- | ---: | ---: |",
+        "| best compiled | ms | share | why |",
+        "| --- | --- | --- | --- | ---: | --- | ---: | --- | ---: | ---: | --- |",
     ]
     rate = {row["what"].removeprefix("torch."): row["rate"] for row in rates}
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['function']} | {row['dtype']} | {row['error']} |" + " |" * 7)
+            lines.append(f"| {row['function']} | {row['dtype']} | {row['error']} |" + " |" * 8)
             continue
         points, m, n = row["shape"]
         size = f"{m:,} × {n:,}" + (f", {points} points" if points > 1 else "")
         ours = min(seconds for who, seconds in row["seconds"].items() if who.startswith("jacjobs"))
         compiled = row.get("compiled")
+        lost = min(row["plain"]["ratio"], compiled["ratio"] if compiled else math.inf) < NOISE
+        why = WHY.get((row["function"], row["dtype"]), "not known") if lost else ""
         lines.append(
             f"| {row['function']} | {row['dtype']} | {size} "
             f"| {'; '.join([row['choice'], *([row['choice_compiled']] if compiled else [])])} "
             f"| {row['plain']['ratio']:.2f} | {row['plain']['peer']} "
             + (f"| {compiled['ratio']:.2f} | {compiled['peer']} " if compiled else "| | ")
-            + f"| {1e3 * ours:.2f} | {row['flops'] / ours / rate[row['dtype']]:.0%} |"
+            + f"| {1e3 * ours:.2f} | {row['flops'] / ours / rate[row['dtype']]:.0%} | {why} |"
         )
     return lines
 

@@ -28,6 +28,9 @@ from jacjobs.errors import OUT_OF_MEMORY
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
 
+SMALL_BYTES = 4 << 20
+"""A chunk of a GPU that holds less of J is on the host sooner than another stream has been told of it."""
+
 
 class ProductTooLargeError(Exception):
     """Not even one product of the leanest strategy fits the memory; `__cause__` is what the allocator
@@ -163,18 +166,23 @@ class Destination:
 class WayToHost:
     """From a GPU into pinned memory, on a stream of its own, while the GPU goes on with its work.
 
-    At most one tensor is on its way, and held on the device until it is there.
+    At most one tensor is on its way, and held on the device until it is there. What is small does not wait
+    for another, and goes between the products: docs/decisions/0034.
     https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._made, self._arrived = torch.cuda.Event(), torch.cuda.Event()
         self._held: Tensor | None = None
 
     def send(self, made: Tensor, there: Tensor) -> None:
-        self._made.record(torch.cuda.current_stream(made.device))
-        self.settle()
+        if made.nbytes < SMALL_BYTES:
+            there.copy_(made, non_blocking=True)
+            return
+        self._made.record(torch.cuda.current_stream(self._device))
+        self._let_go()
         self._stream.wait_event(self._made)
         with torch.cuda.stream(self._stream):
             there.copy_(made, non_blocking=True)
@@ -182,7 +190,11 @@ class WayToHost:
         self._held = made
 
     def settle(self) -> None:
-        """Wait until what was sent is there."""
+        """Wait until all that was sent is there."""
+        self._let_go()
+        wait_for(self._device)
+
+    def _let_go(self) -> None:
         if self._held is not None:
             self._arrived.synchronize()
             self._held = None

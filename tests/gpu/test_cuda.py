@@ -15,6 +15,7 @@ from torch.func import jacrev, vmap
 
 import jacjobs
 from jacjobs import Problem
+from jacjobs.autodiff import block
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES, strategy_named
 from jacjobs.autodiff.device import tf32
@@ -54,10 +55,14 @@ def exact() -> NDArray[Any]:
     return torch.cat(both, dim=2).numpy()
 
 
+@pytest.mark.parametrize("small_bytes", [0, block.SMALL_BYTES])
 @pytest.mark.parametrize("chunk", [1, 3, 20, 47])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_blocks_on_their_way_to_the_host_arrive_whole(strategy: str, chunk: int) -> None:
+def test_blocks_on_their_way_to_the_host_arrive_whole(
+    strategy: str, chunk: int, small_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While one chunk is copied the next is made: none may be written over before it is there."""
+    monkeypatch.setattr(block, "SMALL_BYTES", small_bytes)
     problem, want = problem_of(), exact()
     whole = compute_block(problem, Pace(strategy, chunk), Rectangle(0, POINTS, 0, 20, 0, 18))
     np.testing.assert_allclose(whole, want, atol=1e-12)
@@ -78,17 +83,17 @@ def test_memory_that_runs_out_halves_the_chunk() -> None:
     """The device's own error, of a limit on this process; without the retreat it ends the block."""
     x = torch.randn(1 << 20, dtype=torch.float64, device="cuda")
     problem = Problem(lambda scale: torch.tanh(scale[:, None] * x).mean(1), (torch.ones(64).cuda(),))
-    block = Rectangle(0, 1, 0, 64, 0, 64)
+    where = Rectangle(0, 1, 0, 64, 0, 64)
     maker = STRATEGIES["vjp/vmap"]
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 30)) / total)
     try:
         with pytest.raises(torch.OutOfMemoryError):
-            list(maker.chunks(problem, block, seeds_of(maker, problem), 64))
+            list(maker.chunks(problem, where, seeds_of(maker, problem), 64))
         torch.cuda.empty_cache()
         pace = Pace("vjp/vmap", 64)
-        made = compute_block(problem, pace, block)
+        made = compute_block(problem, pace, where)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert pace.chunk < 64
@@ -127,14 +132,14 @@ def test_convolutions_are_not_rounded_unless_they_may_be() -> None:
     layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh(), nn.Conv2d(16, 4, 3)).requires_grad_(False)
     image = torch.randn(3, 12, 12)
     problem = on_gpu(Problem(lambda image: layers(image[None])[0], (image,)))
-    block = Rectangle(0, 1, 0, 256, 0, 432)
+    where = Rectangle(0, 1, 0, 256, 0, 432)
     layers.double()
     want = jacrev(lambda image: layers(image[None])[0])(image.double()).reshape(1, 256, 432).numpy()
     off = {}
     for allowed in (False, True):
         with tf32(allowed):
             assert problem.precision is (torch.float16 if allowed else torch.float32)
-            made = compute_block(problem, Pace("vjp/vmap", 64), block)
+            made = compute_block(problem, Pace("vjp/vmap", 64), where)
             assert all(verdict.reason is None for verdict in try_strategies(problem, STRATEGIES).values())
         off[allowed] = np.abs(made - want).max() / np.abs(want).max()
     assert off[False] < 1e-5 < off[True] < 1e-2
