@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.check import CHECKERS, Checker, Finding
-from jacjobs.autodiff.device import device_of, tf32
+from jacjobs.autodiff.device import device_of, tf32_as_wished
 from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
 from jacjobs.jobspec import JobSpec, load_problem, parse_job
@@ -152,7 +152,7 @@ def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
     chooser = chooser_for(draft.facts, job.compute, job.output, draft.resources, groups)
     if isinstance(chooser, SparseChooser):
         problem = problem.times(chooser.seeds(Grouped.like))
-    with tf32(problem.tf32):
+    with tf32_as_wished(problem):
         measured = list(readings(problem, chooser, job.cluster.cpus_per_worker, seconds))
     tuner = Tuner(problem, job.cluster.cpus_per_worker, str(device_of(problem)))
     return measured, draft.tuned(tuner.tune)
@@ -245,15 +245,16 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
     by = next(name for name in CHECKERS[lines] if name in works or name.endswith("loop"))
     stored = plan.shape.dtype
     checker = Checker(problem, lines, by, plan.check_points, every_point=True, stored=stored)
-    for piece in (piece for number in range(plan.tiling.parts) for piece in plan.pieces(number)):
-        if _agrees(checker, J, piece).passed:
-            continue
-        for point in range(piece.point_start, piece.point_stop):
-            one = piece._replace(point_start=point, point_stop=point + 1)
-            found = _agrees(checker, J, one)
-            if not found.passed:
-                what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
-                yield Fault(", ".join(J.parts_with(one)), what)
+    with tf32_as_wished(problem):
+        for piece in (piece for number in range(plan.tiling.parts) for piece in plan.pieces(number)):
+            if _agrees(checker, J, piece).passed:
+                continue
+            for point in range(piece.point_start, piece.point_stop):
+                one = piece._replace(point_start=point, point_stop=point + 1)
+                found = _agrees(checker, J, one)
+                if not found.passed:
+                    what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
+                    yield Fault(", ".join(J.parts_with(one)), what)
 
 
 def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
@@ -481,14 +482,13 @@ def _draft(job: Job, device: str | None = None) -> _Draft:
     marks = fingerprint(job.problem)
     memory, path = job.compute.memory, job.output.path
     if device is None:
-        inline = job.cluster.address == INLINE
-        gpu = device_of(job.problem).type == "cuda" if inline else None
-        resources = resources_here(job.cluster, memory, path, gpu=gpu)
+        inline = device_of(job.problem) if job.cluster.address == INLINE else None
+        resources = resources_here(job.cluster, memory, path, device=inline)
     else:
         resources = resources_named(device, job.cluster, memory, path)
     stored = job.output.dtype or job.problem.shape.dtype
     sample = stored if job.output.compression == "auto" else None
-    with tf32(job.problem.tf32):
+    with tf32_as_wished(job.problem):
         facts = survey(job.problem, job.compute.strategy, resources, sample=sample)
     return _Draft(job, marks, facts, resources).looked()
 

@@ -90,7 +90,8 @@ class Problem:
         """What strategies that make rows, or columns, multiply J by, where not by one-hot seeds: a seed maker
         with as many products as its `count` says."""
         self.tf32: bool | None = None
-        """Whether torch may round the factors of float32 products on a GPU to TF32; None: as torch is set."""
+        """Whether torch may round the factors of float32 products on a GPU to TF32, or may have where J was
+        made; None: as torch is set."""
         self.kept: dict[str, Any] = {}
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
@@ -204,11 +205,10 @@ class Problem:
 
         Where torch may use TF32 for it, float16, which has as many digits.
         """
-        trace = self.trace
-        if trace.precision is not torch.float32 or not self.leaves[self.wanted[0]].is_cuda:
-            return trace.precision
-        tf32 = _uses_tf32(convolves=trace.convolves) if self.tf32 is None else self.tf32
-        return torch.float16 if tf32 else trace.precision
+        trace, tf32 = self.trace, self.tf32
+        if tf32 is None:
+            tf32 = self.leaves[self.wanted[0]].is_cuda and _uses_tf32(convolves=trace.convolves)
+        return torch.float16 if tf32 and trace.precision is torch.float32 else trace.precision
 
     @property
     def differentiates(self) -> bool:

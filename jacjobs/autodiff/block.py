@@ -1,7 +1,7 @@
 """The chunk loop: a block's products, streamed chunk by chunk into a buffer on the host.
 
-The device never holds a block, only the chunk in hand, and of a GPU the one before it: that is on its way to
-the host while the next is computed. Where even that is too much, the chunk is made again in halves, and what
+The device never holds a block, only the chunk in hand, and of a GPU the one before it, if that is large: it is on
+its way to the host while the next is computed. Where even that is too much, the chunk is made again in halves, and what
 follows in chunks of the smaller size.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
-from jacjobs.autodiff.device import HOST, device_of, give_back, wait_for
+from jacjobs.autodiff.device import HOST, device_of, give_back, side_stream, wait_for
 from jacjobs.autodiff.strategy import Chunk, Strategy, flat, products_of, seeds_of
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.errors import OUT_OF_MEMORY
@@ -91,9 +91,12 @@ def compute_block(
                 raise
             failure = error.with_traceback(None)  # its frames hold the tensors that were too many
         if failure is not None:
-            pace.retreat(rectangle, failure)
             left = _rest(maker, rectangle, done) + left
-            there.settle()
+            made_room = there.settle()
+            if pace.chunk > 1 or not made_room:  # else a single product, without the one before it, may do
+                pace.retreat(rectangle, failure)
+                if maker.name in COMPILED:
+                    COMPILED[maker.name].forget(problem)
             gc.collect()
             give_back()
     if pace.strategy in COMPILED and (news := COMPILED[pace.strategy].news(problem)) is not None:
@@ -139,10 +142,9 @@ class Destination:
             del made
             yield there
 
-    def settle(self) -> None:
-        """Wait until all that was put is there."""
-        if self._way is not None:
-            self._way.settle()
+    def settle(self) -> bool:
+        """Wait until all that was put is there. Returns whether that let go of memory of the device."""
+        return self._way is not None and self._way.settle()
 
     def _put(self, chunk: Chunk) -> None:
         point, product = self._origin
@@ -151,9 +153,8 @@ class Destination:
         there = self.entries[points, products]
         # A function that differentiates inside itself leaves a graph on its tangents.
         made = [leaf.detach() for leaf in chunk.leaves]
-        if self._way is not None:  # in one piece: memory is faster there
-            flats = [flat(leaf) for leaf in made]
-            self._way.send(flats[0].contiguous() if len(flats) == 1 else torch.cat(flats, dim=2), there)
+        if self._way is not None:
+            self._way.send(made, there)
             return
         start = 0
         for leaf in made:
@@ -166,38 +167,49 @@ class Destination:
 class WayToHost:
     """From a GPU into pinned memory, on a stream of its own, while the GPU goes on with its work.
 
-    At most one tensor is on its way, and held on the device until it is there. What is small does not wait
-    for another, and goes between the products: docs/decisions/0034.
+    At most one chunk is on its way, and held on the device until it is there. What is small does not wait for
+    another, and goes between the products: docs/decisions/0034.
     https://docs.pytorch.org/tutorials/intermediate/pinmem_nonblock.html
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._device, self._stream = device, side_stream(device)
         self._made, self._arrived = torch.cuda.Event(), torch.cuda.Event()
         self._held: Tensor | None = None
 
-    def send(self, made: Tensor, there: Tensor) -> None:
-        if made.nbytes < SMALL_BYTES:
-            there.copy_(made, non_blocking=True)
+    def send(self, leaves: list[Tensor], there: Tensor) -> None:
+        """Leaves of a chunk, in one piece: memory is faster here."""
+        if there.nbytes < SMALL_BYTES:
+            there.copy_(_in_one_piece(leaves, there.dtype), non_blocking=True)
             return
-        self._made.record(torch.cuda.current_stream(self._device))
         self._let_go()
+        whole = _in_one_piece(leaves, there.dtype)
+        self._made.record(torch.cuda.current_stream(self._device))
         self._stream.wait_event(self._made)
         with torch.cuda.stream(self._stream):
-            there.copy_(made, non_blocking=True)
+            there.copy_(whole, non_blocking=True)
             self._arrived.record(self._stream)
-        self._held = made
+        self._held = whole
 
-    def settle(self) -> None:
-        """Wait until all that was sent is there."""
-        self._let_go()
+    def settle(self) -> bool:
+        """Wait until all that was sent is there. Returns whether something was held."""
+        held = self._let_go()
         wait_for(self._device)
+        return held
 
-    def _let_go(self) -> None:
-        if self._held is not None:
-            self._arrived.synchronize()
-            self._held = None
+    def _let_go(self) -> bool:
+        if self._held is None:
+            return False
+        self._arrived.synchronize()
+        self._held = None
+        return True
+
+
+def _in_one_piece(leaves: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """(points, products, width), contiguous."""
+    if len(leaves) == 1:
+        return flat(leaves[0]).to(dtype, memory_format=torch.contiguous_format)
+    return torch.cat([flat(leaf) for leaf in leaves], dim=2).to(dtype)
 
 
 def time_chunks(

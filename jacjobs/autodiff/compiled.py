@@ -46,6 +46,8 @@ from jacjobs.shape import Rectangle
 Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
 """Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …). Without
 seeds they are all one-hot ones: code that knows is spared some of the work (`passes.py`)."""
+GRAPH_CALLS = 3
+"""Of code that becomes a CUDA graph: the first call runs it, the second records it, the third is a replay."""
 _DEFINED_ONCE = "__builtins_dict__", "__import_torch_dot_", "__import_jacjobs_dot_"
 """What the names of such modules begin with, where a guard names one."""
 
@@ -130,6 +132,17 @@ class Compiled(Strategy):
         code: Code = problem.kept[self.name]
         return code
 
+    def forget(self, problem: Problem, but: int = 0) -> None:
+        """What was compiled, with the memory that its graphs hold on a GPU, `but` for chunks of so many
+        products.
+        """
+        sizes = self.code(problem).sizes
+        kept = max(
+            (points * products for points, products, _ in sizes if points * products <= but), default=0
+        )
+        for size in [size for size in sizes if size[0] * size[1] != kept]:
+            del sizes[size]
+
     def news(self, problem: Problem) -> str | None:
         """Why chunks are plain after all; once."""
         code = self.code(problem)
@@ -150,9 +163,15 @@ class Compiled(Strategy):
         if not isinstance(seeds, OneHot) or last - first < seeds.size:
             drawn = make(seeds, first, last, self._like(problem, leaves, several))
         size = part.points, last - first, drawn is not None
-        compiled = code.sizes.get(size) or _compile(code.products, as_graph=device_of(problem).type == "cuda")
-        made = self._called(code, compiled, leaves, drawn, several)
-        if made is not None and size not in code.sizes:
+        if size in code.sizes:
+            return self._called(code, code.sizes[size], leaves, drawn, several)
+        as_graph = device_of(problem).type == "cuda"
+        compiled = _compile(code.products, as_graph=as_graph)
+        made = None
+        with warnings.catch_warnings(action="ignore"):
+            for _ in range(GRAPH_CALLS if as_graph else 1):
+                made = self._called(code, compiled, leaves, drawn, several)
+        if made is not None:
             code.sizes[size] = compiled
             code.reason = self._difference(problem, made, part, seeds)
         return made if code.reason is None else None
@@ -164,7 +183,7 @@ class Compiled(Strategy):
         # Of their own, so that none is taken for a tensor that the function has captured.
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         try:
-            with torch.no_grad(), _hooks_as_they_were(), warnings.catch_warnings(action="ignore"):
+            with torch.no_grad(), _hooks_as_they_were():
                 made = compiled(leaves, seeds, several)
                 if made[0].is_cuda:  # the next replay of the graph writes where this one did
                     made = [leaf.clone() for leaf in made]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
 
 from jacjobs.autodiff.meter import available_memory_bytes
-from jacjobs.problem import Problem
+from jacjobs.problem import ALONE, Problem
 
 HOST = torch.device("cpu")
 
@@ -22,6 +24,12 @@ def wait_for(device: torch.device) -> None:
     """Until the products that it was told to make are made. A GPU takes orders, and goes on by itself."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """For copies that go on beside the products of a GPU: one, since memory is kept for each."""
+    return torch.cuda.Stream(device)
 
 
 def available_bytes(device: torch.device) -> int:
@@ -39,19 +47,38 @@ def give_back() -> None:
 
 
 @contextmanager
-def tf32(allowed: bool | None) -> Iterator[None]:
-    """Within it, torch may round the factors of float32 products on GPUs to TF32, which has ten bits, or may
-    not; None: as it is set. By default it may where it convolves.
+def tf32_as_wished(problem: Problem) -> Iterator[None]:
+    """Within it, torch rounds the factors of float32 products on GPUs to TF32, which has ten bits, or does
+    not, as the problem says. By default it does so where it convolves.
 
+    One thread at a time: torch has one setting for all.
     https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
     """
-    if allowed is None:
+    allowed = problem.tf32
+    if allowed is None or device_of(problem).type != "cuda":
         yield
         return
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = allowed
+    backends: Any = torch.backends
+    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    with ALONE:
+        before = [kind.fp32_precision for kind in kinds]
+        older = _older_setting()
+        if allowed and older is not None:  # torch's compiler asks for this one, and wants both to agree
+            torch.set_float32_matmul_precision("high")
+        for kind in kinds:
+            kind.fp32_precision = "tf32" if allowed else "ieee"
+        try:
+            yield
+        finally:
+            if allowed and older is not None:
+                torch.set_float32_matmul_precision(older)
+            for kind, precision in zip(kinds, before, strict=True):
+                kind.fp32_precision = precision
+
+
+def _older_setting() -> str | None:
+    """None where the user has set the newer one otherwise: then torch refuses to say."""
     try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None

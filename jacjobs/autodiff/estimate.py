@@ -98,10 +98,16 @@ class Estimator:
 
     def model(self, strategy: str) -> CostModel:
         """Raises what the function raises under this strategy. A compiled one is taken for what it
-        compiles.
+        compiles; on a GPU the graph keeps what it returns, beside a copy.
         """
         if strategy in COMPILED:
-            return self.model(eager_name(strategy)).model_copy(update={"strategy": strategy})
+            model = self.model(eager_name(strategy))
+            rows, shape = STRATEGIES[model.strategy].makes == "rows", self._problem.shape
+            more = 0
+            if device_of(self._problem).type == "cuda":
+                more = 2 * (shape.row_bytes if rows else shape.column_bytes)
+            bytes_each = model.product_bytes + more
+            return model.model_copy(update={"strategy": strategy, "product_bytes": bytes_each})
         maker = STRATEGIES[strategy]
         shape = self._problem.shape
         products = count_products(maker, self._problem)

@@ -271,9 +271,14 @@ def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, ch
         return plain
     start = max(COMPILED_START, plain.chunk)
     make_all = partial(_made, problem)
-    found = race(problem, names, room.fits, make_all, least_seconds=COMPILING_SECONDS, start=start)
+    found = race(
+        problem, names, room.fits, make_all, least_seconds=COMPILING_SECONDS, start=start, near=plain.chunk
+    )
     works_compiled = COMPILED[found.strategy].code(problem).reason is None
-    return found if works_compiled and found.seconds < plain.seconds else plain
+    chosen = found if works_compiled and found.seconds < plain.seconds else plain
+    for name in names:
+        COMPILED[name].forget(problem, but=chosen.chunk if name == chosen.strategy else 0)
+    return chosen
 
 
 def _made(problem: Problem, strategy: str, chunk: int) -> bool:
@@ -332,9 +337,9 @@ def _budget(memory: Any, problem: Problem) -> int:
             return found
     elif memory is None:
         there = available_bytes(device)
-        if device.type == "cpu":
-            return int(there * HOST_SHARE)
-        return int(max(0, there - problem.shape.total_bytes) * GPU_SHARE)
+        if device.type == "cuda":
+            return int(max(0, there - problem.shape.total_bytes) * GPU_SHARE)
+        return int(there * HOST_SHARE)
     elif isinstance(memory, float) and 0 < memory <= 1:
         return int(available_bytes(device) * memory)
     elif isinstance(memory, int) and memory > 0:

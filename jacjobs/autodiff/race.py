@@ -27,6 +27,9 @@ START = 64
 STEPS = {4: 4.0, 2: 1.3}
 """The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
 to go on. At one chunk that says little yet."""
+FAR = 8
+"""Of chunks: all of J at once, where it is so many times larger than the best is expected to be, has to wait
+its turn."""
 CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
@@ -63,6 +66,7 @@ def race(
     make_all: Maker | None = None,
     least_seconds: float = LEAST_SECONDS,
     start: int = START,
+    near: int | None = None,
 ) -> Choice:
     """The winner.
 
@@ -71,6 +75,8 @@ def race(
     make_all:       makes all of J, for the finals.
     least_seconds:  the race may take so long, or a tenth of what J takes.
     start:          the chunk that every strategy runs at first.
+    near:           where each chunk costs much to try, one that the best is expected near to: others go first
+                    that are nearer to it. None: large ones go first, and all of J at once.
     """
 
     # A GPU gets each kernel's code when that is first asked for: seconds, where chunks take milliseconds.
@@ -90,7 +96,10 @@ def race(
             into=device_of(problem) if chunk < whole_of(strategy, problem.shape) else None,
         )
 
-    return Race(problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start).winner()
+    racing = Race(
+        problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start, near=near
+    )
+    return racing.winner()
 
 
 def chunks_of(strategy: str, shape: JacobianShape) -> list[int]:
@@ -125,6 +134,7 @@ class Race:
         clock: Callable[[], float] = time.perf_counter,
         least_seconds: float = LEAST_SECONDS,
         start: int = START,
+        near: int | None = None,
     ) -> None:
         self._shape = shape
         self._sizes = {name: chunks_of(name, shape) for name in names}
@@ -133,6 +143,7 @@ class Race:
         self._clock = clock
         self._least_seconds = least_seconds
         self._start_chunk = start
+        self._near = near
         self._start = clock()
         self._seconds: dict[tuple[str, int], list[float]] = {}
         """Of all of J, each time that it was seen."""
@@ -143,7 +154,8 @@ class Race:
                 self._run_first(strategy)
             self._run_again()
             for strategy in self._sizes:
-                self._run_whole(strategy)
+                if self._near is None or whole_of(strategy, self._shape) <= FAR * self._near:
+                    self._run_whole(strategy)
             for factor, far in STEPS.items():
                 while (ahead := self._ahead(factor, far)) is not None:
                     self._run(*ahead)
@@ -187,15 +199,19 @@ class Race:
             best[strategy] = min(best.get(strategy, (math.inf, 0)), (min(seen), chunk))
         fastest = min((seconds for seconds, _ in best.values()), default=0.0)
         hopeful = [
-            (seconds, strategy, -size)
+            (seconds, strategy, self._turn(size), size)
             for strategy, (seconds, chunk) in best.items()
             if seconds <= far * fastest
             for size in self._around(strategy, chunk, factor)
         ]
         if not hopeful:
             return None
-        _, strategy, size = min(hopeful)  # the larger neighbour first
-        return strategy, -size
+        _, strategy, _, size = min(hopeful)
+        return strategy, size
+
+    def _turn(self, chunk: int) -> float:
+        """Of two neighbours, the lower goes first."""
+        return -chunk if self._near is None else abs(math.log(chunk / self._near))
 
     def _around(self, strategy: str, chunk: int, factor: int) -> list[int]:
         """The nearest chunks that are about so many times larger and smaller, of those not run yet."""

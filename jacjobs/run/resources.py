@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from jacjobs.autodiff.device import HOST, available_bytes
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.cost import parse_bytes
 from jacjobs.errors import InputError
@@ -26,21 +27,22 @@ def resources_here(
     memory: float | str | None,
     path: str | Path,
     workers: int | None = None,
-    gpu: bool | None = None,
+    device: torch.device | None = None,
 ) -> Resources:
     """Of this process's machine: its GPU if there is one and the job may use it, else its cores.
 
     memory:   as in `ComputeOptions`. path: where the dataset goes. workers: how many there are, if it is
-              known. gpu: whether it is the GPU, if that is known.
+              known. device: the one that computes, if that is known.
     """
     count = local_workers(cluster) if workers is None else workers
-    if uses_gpu(cluster) if gpu is None else gpu:
-        free, _ = torch.cuda.mem_get_info()
-        device = reported(torch.cuda.get_device_name(), free)
-        return _resources(device, count, _sharing(cluster), memory, path)
-    device = cpu(available_memory_bytes(), cluster.cpus_per_worker)
+    if device is None:
+        device = torch.device("cuda", torch.cuda.current_device()) if uses_gpu(cluster) else HOST
+    if device.type == "cuda":
+        gpu = reported(torch.cuda.get_device_name(device), available_bytes(device))
+        return _resources(gpu, count, _sharing(cluster), memory, path)
+    host = cpu(available_memory_bytes(), cluster.cpus_per_worker)
     beside = max(1, len(os.sched_getaffinity(0)) // cluster.cpus_per_worker)
-    return _resources(device, count, min(count, beside), memory, path)
+    return _resources(host, count, min(count, beside), memory, path)
 
 
 def resources_named(

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import torch
 
-from jacjobs.autodiff.device import give_back, tf32
+from jacjobs.autodiff.device import give_back, tf32_as_wished
 from jacjobs.autodiff.timing import timed
 from jacjobs.cost import CostModel
 from jacjobs.planning.choice import Chooser, Estimate, Timing
@@ -162,7 +162,7 @@ class Tuner:
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
-            with tf32(self._problem.tf32):
+            with tf32_as_wished(self._problem):
                 return tune(self._problem, chooser, limit_seconds)
         finally:
             torch.set_num_threads(before)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jacjobs.autodiff.block import Pace, ProductTooLargeError, compute_block
 from jacjobs.autodiff.check import Checker
-from jacjobs.autodiff.device import device_of, tf32
+from jacjobs.autodiff.device import device_of, tf32_as_wished
 from jacjobs.autodiff.meter import AllocatedPeak, ResidentPeak, worker_peak
 from jacjobs.autodiff.words import is_out_of_memory, tolerance
 from jacjobs.errors import CheckError, DeviceLostError, DeviceMemoryError, JacjobsError, NonFiniteError
@@ -67,7 +67,7 @@ class BlockWorker(ABC):
         for pace in self._paces():
             pace.retreats.clear()
         try:
-            with self._peak() as peak, tf32(self._problem.tf32):
+            with self._peak() as peak, tf32_as_wished(self._problem):
                 values, findings = self._computed(where)
         except JacjobsError:
             raise
@@ -78,7 +78,7 @@ class BlockWorker(ABC):
         except Exception as error:
             if is_out_of_memory(error):  # of the host, for the block itself, or for the check at one point
                 raise self._does_not_fit(f"{where} of the Jacobian", error) from None
-            raise function_error(error, f"while computing {where}") from None
+            raise function_error(error, f"while computing {where}{self._of_devices(error)}") from None
         return Computed(
             values,
             findings._replace(
@@ -94,6 +94,13 @@ class BlockWorker(ABC):
             return nullcontext()
         self._looked = now
         return worker_peak(device_of(self._problem))
+
+    def _of_devices(self, error: Exception) -> str:
+        """A hint, where a function brings tensors of its own that stayed on the host."""
+        if "to be on the same device" not in str(error):
+            return ""
+        device = device_of(self._problem)
+        return f"; its arguments are on {device}: make tensors where they are (device=x.device)"
 
     def _does_not_fit(self, what: str, error: BaseException | None) -> DeviceMemoryError:
         plan = self._plan
@@ -214,7 +221,7 @@ def chunk_on(plan: Plan, chunk: int, device: str) -> int:
     """On a GPU that is smaller than the one that the plan was made for. All of its memory counts, and not
     what is free, so that the same kind of GPU computes the same bits.
     """
-    if device == "cpu":
+    if torch.device(device).type != "cuda":
         return chunk
     share = plan.resources.budget_bytes * plan.resources.sharing / plan.resources.device.memory_bytes
     total = torch.cuda.get_device_properties(device).total_memory

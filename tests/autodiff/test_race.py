@@ -111,6 +111,24 @@ def test_only_a_chunk_that_is_all_of_j_is_timed_without_a_copy(
     assert bool(copies) == copied
 
 
+def test_where_chunks_cost_much_those_that_are_near_go_first() -> None:
+    """As those that are compiled: of 4,096 products at once, each try is one less of those that matter."""
+
+    def seconds(strategy: str, chunk: int) -> float:
+        return 1e-6 * chunk * (1 + abs(math.log2(chunk / 32)))
+
+    racing_all, racing_near = Device(seconds), Device(seconds)
+    shape = shape_of(4096, 4096)
+    for device, near in ((racing_all, None), (racing_near, 64)):
+        Race(shape, ["vjp/vmap"], device.timer, clock=device.clock, start=128, near=near).winner()
+    all_first, near_first = (
+        [chunk for _, chunk in dict.fromkeys(device.asked)] for device in (racing_all, racing_near)
+    )
+    assert all_first[:2] == [128, 4096]
+    assert near_first[:2] == [128, 32]
+    assert 4096 not in near_first[:4]
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_on_a_gpu_no_first_call_counts(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Each kernel is loaded when it is first asked for (seen: it cost the fastest strategy the race)."""

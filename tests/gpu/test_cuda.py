@@ -18,7 +18,7 @@ from jacjobs import Problem
 from jacjobs.autodiff import block
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES, strategy_named
-from jacjobs.autodiff.device import tf32
+from jacjobs.autodiff.device import side_stream, tf32_as_wished
 from jacjobs.autodiff.legality import try_strategies
 from jacjobs.autodiff.strategy import seeds_of
 from jacjobs.run.unpacking import unpack
@@ -45,7 +45,7 @@ def problem_of(device: str = "cuda") -> Problem:
 
 def on_gpu(problem: Problem) -> Problem:
     """With what its function captured."""
-    moved: Problem = unpack(cloudpickle.dumps(problem), "cuda")
+    moved: Problem = unpack(cloudpickle.dumps(problem), "cuda", from_host=True)
     return moved
 
 
@@ -63,6 +63,8 @@ def test_blocks_on_their_way_to_the_host_arrive_whole(
 ) -> None:
     """While one chunk is copied the next is made: none may be written over before it is there."""
     monkeypatch.setattr(block, "SMALL_BYTES", small_bytes)
+    with torch.cuda.stream(side_stream(torch.device("cuda", 0))):
+        torch.cuda._sleep(20_000_000)  # the first copy begins when further chunks are being made
     problem, want = problem_of(), exact()
     whole = compute_block(problem, Pace(strategy, chunk), Rectangle(0, POINTS, 0, 20, 0, 18))
     np.testing.assert_allclose(whole, want, atol=1e-12)
@@ -120,11 +122,14 @@ def test_a_jacobian_stays_as_it_is_when_the_next_is_made(compiled: bool) -> None
 
 @pytest.mark.parametrize("strategy", COMPILED)
 def test_compiled_chunks_become_graphs_and_reach_the_host(strategy: str) -> None:
+    from torch._dynamo.utils import counters  # torch's compiler takes a second to import
+
     problem, every = problem_of(), Rectangle(0, POINTS, 0, 20, 0, 18)
-    pace = Pace(strategy, 7)
+    pace, skipped = Pace(strategy, 7), counters["inductor"]["cudagraph_skips"]
     for _ in range(3):
         np.testing.assert_allclose(compute_block(problem, pace, every), exact(), atol=1e-12)
     assert not pace.retreats
+    assert counters["inductor"]["cudagraph_skips"] == skipped
 
 
 def test_convolutions_are_not_rounded_unless_they_may_be() -> None:
@@ -137,7 +142,8 @@ def test_convolutions_are_not_rounded_unless_they_may_be() -> None:
     want = jacrev(lambda image: layers(image[None])[0])(image.double()).reshape(1, 256, 432).numpy()
     off = {}
     for allowed in (False, True):
-        with tf32(allowed):
+        problem.tf32 = allowed
+        with tf32_as_wished(problem):
             assert problem.precision is (torch.float16 if allowed else torch.float32)
             made = compute_block(problem, Pace("vjp/vmap", 64), where)
             assert all(verdict.reason is None for verdict in try_strategies(problem, STRATEGIES).values())

@@ -33,7 +33,7 @@ def problem() -> Problem:
 
 def test_all_tensors_are_on_the_device() -> None:
     """A device that holds nothing stands for a GPU."""
-    moved = unpack(cloudpickle.dumps(problem()), "meta")
+    moved = unpack(cloudpickle.dumps(problem()), "meta", from_host=True)
     found = captured(moved)
     layers = found["layers"]
     everything = [*layers.parameters(), *layers.buffers(), *found["weights"].values(), *moved.leaves]
@@ -43,7 +43,7 @@ def test_all_tensors_are_on_the_device() -> None:
 
 def test_they_are_what_they_were() -> None:
     before = problem()
-    after = unpack(cloudpickle.dumps(before), "cpu")
+    after = unpack(cloudpickle.dumps(before), "cpu", from_host=True)
     was, found = captured(before), captured(after)
     for name, tensor in was["weights"].items():
         assert found["weights"][name].dtype == tensor.dtype
@@ -51,3 +51,9 @@ def test_they_are_what_they_were() -> None:
     assert isinstance(found["layers"][0].weight, nn.Parameter)
     assert found["layers"][0].weight.stride() == was["layers"][0].weight.stride()
     torch.testing.assert_close(after.call_one(after.leaves), before.call_one(before.leaves), rtol=0, atol=0)
+
+
+def test_of_a_problem_on_a_gpu_what_is_on_the_host_stays_there() -> None:
+    """Lengths of sequences, say, which torch wants on the host."""
+    moved = unpack(cloudpickle.dumps(problem()), "meta", from_host=False)
+    assert {tensor.device.type for tensor in [*captured(moved)["weights"].values(), *moved.leaves]} == {"cpu"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import jacjobs
-from jacjobs.errors import CheckError, DeviceMemoryError
+from jacjobs.errors import CheckError, DeviceMemoryError, FunctionError
 from jacjobs.run import worker
 from jacjobs.run.messages import BlockId
 from tests.autodiff.test_block import Device
@@ -87,6 +87,17 @@ def test_a_worker_says_what_it_found() -> None:
     assert computed.findings.checked == max(1, int(60 * 7 * 0.02))
     assert 0 < computed.findings.error < 1e-12
     assert not computed.findings.recomputed
+
+
+def test_tensors_that_stayed_on_another_device_are_told_where_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = jacjobs.plan(problem(), strategy="vjp/vmap")
+
+    def elsewhere(*_: object) -> None:
+        raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
+
+    monkeypatch.setattr(worker, "compute_block", elsewhere)
+    with pytest.raises(FunctionError, match=r"arguments are on cpu: make tensors where they are"):
+        worker.Worker(problem(), made).compute(BlockId(0, 0))
 
 
 @pytest.mark.parametrize(("share", "chunk"), [(2.0, 96), (1.0, 96), (0.9, 48), (0.4, 24), (0.0, 1)])

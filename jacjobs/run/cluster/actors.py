@@ -46,12 +46,14 @@ that is kept make products on a CPU up to three times as fast: docs/decisions/00
 class Payload:
     """A problem on its way to workers, with the folders in which this process finds its modules.
 
+    on_host:  whether it was on the host: then all its tensors go where it is computed.
     trace:  of the problem, pickled, where it became known later. Without it a worker looks at the problem for
             itself, and loads what torch needs to run functions on fakes: a second.
     """
 
     problem: bytes
     search_path: tuple[str, ...]
+    on_host: bool = True
     trace: bytes = b""
 
     @classmethod
@@ -61,18 +63,20 @@ class Payload:
             cloudpickle.register_pickle_by_value(module)
         bare = problem.with_leaves(problem.leaves)
         bare.pattern = None  # workers are told what was made of it
-        return cls(cloudpickle.dumps(bare), tuple(os.path.realpath(folder) for folder in sys.path))
+        folders = tuple(os.path.realpath(folder) for folder in sys.path)
+        on_host = not any(problem.leaves[index].is_cuda for index in problem.wanted)
+        return cls(cloudpickle.dumps(bare), folders, on_host)
 
     def knowing(self, problem: Problem) -> Payload:
         """The same, of the problem that was looked at meanwhile."""
         return replace(self, trace=cloudpickle.dumps(problem.trace))
 
     def unpack(self, device: str) -> Problem:
-        """With all tensors on `device`, those that the function captured too."""
+        """On `device`, with what the function captured."""
         from jacjobs.run.unpacking import unpack
 
         sys.path += [folder for folder in self.search_path if folder not in sys.path]
-        problem: Problem = unpack(self.problem, device)
+        problem: Problem = unpack(self.problem, device, from_host=self.on_host)
         return problem
 
 
@@ -84,7 +88,7 @@ class WorkerActor:
 
         # A GPU that torch cannot use here is none: then the plan is made for the host.
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        self._problem = payload.unpack(self._device)
+        self._problem, self._payload = payload.unpack(self._device), payload
 
     def resources(
         self, cluster: ClusterOptions, memory: float | str | None, path: str, workers: int
@@ -107,18 +111,20 @@ class WorkerActor:
         """
         from jacjobs.run.worker import BlockWorker, Worker
 
-        self._know(trace)
         made = Plan.model_validate_json(plan)
-        on = "cpu" if made.resources.device.host else self._device
+        if made.resources.device.host and self._device != "cpu":  # it began where there was no GPU
+            self._device = "cpu"
+            self._problem = self._payload.unpack("cpu")
+        self._know(trace)
         self._worker: BlockWorker
         if pattern is None:
-            self._worker = Worker(self._problem, made, on)
+            self._worker = Worker(self._problem, made, self._device)
         else:
             from jacjobs.run.sparse_worker import SparseWorker
             from jacjobs.structure.coloured import Coloured
 
-            self._worker = SparseWorker(self._problem, made, Coloured.of_arrays(pattern), on)
-        del self._problem  # on a GPU, the worker has a copy there
+            self._worker = SparseWorker(self._problem, made, Coloured.of_arrays(pattern), self._device)
+        del self._problem, self._payload  # the worker has what it needs
         return _node(), ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
 
     def _know(self, trace: bytes) -> None:
