@@ -366,8 +366,8 @@ def page(found: dict[str, Any]) -> str:
         "# On a GPU",
         "",
         f"Written by `python -m benchmarks.gpu`, with `gpu.json` beside it: {devices}; "
-        f"{'; '.join(versions)}; {', '.join(sorted({of['date'] for of in some}))}. TF32 is off. What has changed "
-        "since is in docs/decisions/0034.",
+        f"{'; '.join(versions)}; {', '.join(sorted({of['date'] for of in some}))}. TF32 is off. "
+        "What has changed since is in docs/decisions/0034.",
         "",
         "| check | seen |",
         "| --- | --- |",
@@ -448,8 +448,8 @@ WORDS: dict[str, Callable[[list[Row]], str]] = {
 def _compute_table(rows: list[Row], rates: list[Row]) -> list[str]:
     lines = [
         "`jacjobs.jacobian` against the best peer: throughput, in turns in one run, medians; above 1, it "
-        "is faster. The share is of the device's own rate of matrix products, in the same dtype: what the plain choice "
-        "computes, in the time of the faster one.",
+        "is faster. The share is of the device's own rate of matrix products, in the same dtype: what the "
+        "plain choice computes, in the time of the faster one.",
         "",
         "| function | dtype | J | choice | plain ÷ torch | best of torch | compiled ÷ compiled "
         "| best compiled | ms | share | why |",
