@@ -1,8 +1,8 @@
 """The chunk loop: a block's products, streamed chunk by chunk into a buffer on the host.
 
-The device never holds a block, only the chunk in hand. A GPU holds the one before it, too, if that is large: it
-is on its way to the host while the next is computed. Where even that is too much, the chunk is made again in
-halves, and what follows in chunks of the smaller size.
+The device never holds a block, only the chunk in hand. A GPU holds the one before it, too, if that is large:
+it is on its way to the host while the next is computed. Where even that is too much, the chunk is made again
+in halves, and what follows in chunks of the smaller size.
 """
 
 from __future__ import annotations

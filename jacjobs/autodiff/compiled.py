@@ -171,6 +171,8 @@ class Compiled(Strategy):
         with warnings.catch_warnings(action="ignore"):
             for _ in range(GRAPH_CALLS if as_graph else 1):
                 made = self._called(code, compiled, leaves, drawn, several)
+                if made is None:
+                    break
         if made is not None:
             code.sizes[size] = compiled
             code.reason = self._difference(problem, made, part, seeds)

@@ -90,6 +90,28 @@ def test_the_chunk_halves_and_only_that_chunk_is_made_again(
     assert len(device.failed) == 1
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_product_may_fit_when_the_one_before_it_is_on_the_host(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU holds it until it is there. Where nothing was held, it is the product that is too large."""
+    problem, whole = Problem(fn, (randn(18, seed=2),)), Rectangle(0, 1, 0, 20, 0, 18)
+    device = Device(limit=0, after=3)
+    device.install(monkeypatch)
+
+    def settle(_: object) -> bool:
+        device.limit = 1
+        return held
+
+    monkeypatch.setattr(block_module.Destination, "settle", settle)
+    pace = Pace("vjp/vmap", 1, leaner=("vjp/loop",))
+    got = compute_block(problem, pace, whole)
+    np.testing.assert_allclose(got[0], jacrev(fn)(problem.leaves[0]).numpy(), rtol=1e-12, atol=1e-14)
+    assert sum(device.sizes) == 20
+    assert len(device.failed) == 1
+    assert pace.strategy == ("vjp/vmap" if held else "vjp/loop")
+
+
 def test_the_naive_way_starts_the_block_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above would find: a whole block repeated for one chunk."""
     problem, whole = Problem(fn, (randn(18, seed=2),)), Rectangle(0, 1, 0, 20, 0, 18)
