@@ -19,14 +19,14 @@ NOISE = 0.97
 WHY: dict[str, str] = {
     "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call; "
     "plain: the same products as jacrev's, all at once",
-    "MLP, tall": "compiled: 6.7 ms are matrix products, of JAX's 7.1 in all; fresh memory for each J and "
-    "what is around the code take the rest",
+    "MLP, tall": "compiled: most of it are matrix products, as JAX's; the rest is fresh memory for each J "
+    "and what is around the code",
     "MLP, square": "plain: the same products as jacrev's, all at once",
-    "transformer block": "compiled: the choice fell on all of J at once; chunks of 32 had 1.60 when they "
-    "were chosen, and why they were not is not known",
+    "CNN": "plain: the choice, two seconds of timings, fell beside the best",
+    "transformer block": "plain: the choice, two seconds of timings, fell beside the best",
     "LSTM": "plain: the same products as jacfwd's, all at once",
-    "ODE solve": "compiled: 0.4 ms of a call of 5 are around the code, which is as fast",
-    "per sample, parameters": "compiled: 0.5 ms of a call of 10 are around the code, which is as fast",
+    "ODE solve": "compiled: what is around the code, 0.2 ms; both codes are made by torch.compile",
+    "per sample, parameters": "compiled: not known; the codes take as long, most of it fresh memory for J",
     "Hessian": "plain: the choice, two seconds of timings, fell beside the best",
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""

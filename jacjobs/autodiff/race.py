@@ -41,6 +41,8 @@ LEAST_SECONDS = 2.0
 """A race takes at most a tenth of what J is seen to take, or two seconds."""
 CLIMB = 0.7
 """Of that time, before the finals."""
+SLOW_SECONDS = 1.0
+"""What takes so long the first time is not made again to be timed."""
 ENOUGH_SECONDS = 0.03
 MOST_BYTES = 64 << 20
 """Of J, made for one timing."""
@@ -92,6 +94,7 @@ def race(
             enough_seconds=ENOUGH_SECONDS,
             most_bytes=MOST_BYTES,
             warm=warm or always_warm,
+            slow_seconds=SLOW_SECONDS,
             # A chunk that is all of J is returned as it is.
             into=device_of(problem) if chunk < whole_of(strategy, problem.shape) else None,
         )
@@ -152,7 +155,6 @@ class Race:
         if sum(map(len, self._sizes.values())) > 1:
             for strategy in self._sizes:
                 self._run_first(strategy)
-            self._run_again()
             for strategy in self._sizes:
                 if self._near is None or whole_of(strategy, self._shape) <= FAR * self._near:
                     self._run_whole(strategy)
@@ -169,18 +171,14 @@ class Race:
         return Choice(strategy, min(close), typical[strategy, min(close)])
 
     def _run_first(self, strategy: str) -> None:
+        """Warm: what comes first pays for what threads, libraries and the heap do once in a process."""
         chunk = self._start_chunk
-        while not self._run(strategy, max((c for c in self._sizes[strategy] if c <= chunk), default=1)):
+        while not self._run(
+            strategy, max((c for c in self._sizes[strategy] if c <= chunk), default=1), warm=True
+        ):
             if chunk == 1:
                 return
             chunk = max(1, chunk // 4)
-
-    def _run_again(self) -> None:
-        """What came first paid for what threads, libraries and the heap do once in a process."""
-        fastest = min((seen[0] for seen in self._seconds.values()), default=0.0)
-        for (strategy, chunk), (seconds,) in list(self._seconds.items()):
-            if seconds <= STEPS[4] * fastest and self._clock() - self._start < SHARE * self._limit_seconds:
-                self._run(strategy, chunk)
 
     def _run_whole(self, strategy: str) -> None:
         """All of J at once, which is not copied, is no neighbour of anything: where that takes no time."""

@@ -36,14 +36,15 @@ def timed(
     enough_seconds: float,
     most_bytes: int,
     warm: bool = True,
+    slow_seconds: float = SLOW_SECONDS,
     into: torch.device | None = HOST,
 ) -> Pass | None:
     """A few chunks; None where the memory does not suffice after all.
 
     enough_seconds:  the timing stops there, with two chunks at least.
     most_bytes:      no more of J is made at once than this, but two chunks.
-    warm:            two chunks come before, which are not counted unless they are slow; as before any that
-                     are compiled, of which the first takes as long as compiling it.
+    warm:            two chunks come before, which are not counted unless they take `slow_seconds`; as before
+                     any that are compiled, of which the first takes as long as compiling it.
     into:            the copy of a chunk to a device's memory counts; None: there is none.
     """
     try:
@@ -53,7 +54,7 @@ def timed(
         if warm or compiles:
             made = Pass(*time_chunks(problem, strategy, block, chunk, math.inf, into=into))
             if not compiles:
-                if sum(made) >= SLOW_SECONDS:
+                if sum(made) >= slow_seconds:
                     return made
                 enough_seconds = max(enough_seconds, 1.1 * sum(made))
         many = 2 * most_bytes // (block.entries * problem.shape.item_bytes)
