@@ -1145,6 +1145,7 @@ ALLOWED = {
     "__init__.py": {"importlib.import_module"},  # of jacjobs.api, when it is first asked for
     "autodiff/jacobian.py": {"compile"},  # the option of that name
     "run/cluster/actors.py": {"cloudpickle.loads"},  # of a problem, on its way to its workers
+    "run/unpacking.py": {"pickle.Unpickler", "torch.load"},  # the same, onto a device
     "store/folder.py": {"np.load"},  # of a pattern, with allow_pickle=False
     "scheduling/serve.py": {"subprocess.Popen"},  # of this Python: `jacjobs submit`, without a shell
     "jobspec.py": {"description.loader.exec_module", "importlib.import_module"},  # the job's problem
