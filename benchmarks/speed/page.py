@@ -25,8 +25,8 @@ WHY: dict[str, str] = {
     "CNN": "plain: the choice, two seconds of timings, fell beside the best",
     "transformer block": "plain: the choice, two seconds of timings, fell beside the best",
     "LSTM": "plain: the same products as jacfwd's, all at once",
-    "ODE solve": "compiled: what is around the code, 0.2 ms; both codes are made by torch.compile",
-    "per sample, parameters": "compiled: not known; the codes take as long, most of it fresh memory for J",
+    "ODE solve": "compiled: not known; torch.compile makes both codes",
+    "per sample, parameters": "compiled: not known; torch.compile makes both codes",
     "Hessian": "plain: the choice, two seconds of timings, fell beside the best",
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""
