@@ -230,6 +230,10 @@ class JacobianShape(BaseModel):
         """Bytes of one column, m entries."""
         return self.rows * self.item_bytes
 
+    def product_bytes(self, *, by_rows: bool) -> int:
+        """Bytes of what one product is of J: a row or a column."""
+        return self.row_bytes if by_rows else self.column_bytes
+
     @property
     def matrix_bytes(self) -> int:
         """Bytes of one point's matrix, m × n entries."""

@@ -13,6 +13,8 @@ from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.problem import ALONE, Problem
 
 HOST = torch.device("cpu")
+HOST_SHARE, GPU_SHARE = 0.5, 0.9
+"""Of the memory that is free, unless told otherwise: a host has more to do, and holds blocks on their way."""
 
 
 def device_of(problem: Problem) -> torch.device:

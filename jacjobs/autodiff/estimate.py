@@ -101,13 +101,12 @@ class Estimator:
         compiles; on a GPU the graph keeps what it returns, beside a copy.
         """
         if strategy in COMPILED:
-            model = self.model(eager_name(strategy))
-            rows, shape = STRATEGIES[model.strategy].makes == "rows", self._problem.shape
-            more = 0
-            if device_of(self._problem).type == "cuda":
-                more = 2 * (shape.row_bytes if rows else shape.column_bytes)
-            bytes_each = model.product_bytes + more
-            return model.model_copy(update={"strategy": strategy, "product_bytes": bytes_each})
+            model = self.model(eager_name(strategy)).model_copy(update={"strategy": strategy})
+            if device_of(self._problem).type != "cuda":
+                return model
+            by_rows = COMPILED[strategy].makes == "rows"
+            kept = 2 * self._problem.shape.product_bytes(by_rows=by_rows)
+            return model.model_copy(update={"product_bytes": model.product_bytes + kept})
         maker = STRATEGIES[strategy]
         shape = self._problem.shape
         products = count_products(maker, self._problem)

@@ -22,7 +22,14 @@ from jacjobs.autodiff.catalogue import (
     strategy_named,
 )
 from jacjobs.autodiff.compiled import Compiled
-from jacjobs.autodiff.device import available_bytes, device_of, give_back, wait_for
+from jacjobs.autodiff.device import (
+    GPU_SHARE,
+    HOST_SHARE,
+    available_bytes,
+    device_of,
+    give_back,
+    wait_for,
+)
 from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
 from jacjobs.autodiff.race import Choice, race
@@ -39,8 +46,6 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
-HOST_SHARE, GPU_SHARE = 0.5, 0.9
-"""Of the memory that is free: a host has other work to do, and of a GPU's the result is left out before."""
 COMPILING_SECONDS = 60.0
 """No further chunk is compiled after about so long."""
 COMPILED_START = 128

@@ -155,7 +155,7 @@ class Chooser:
 
     def _product_bytes(self, model: CostModel) -> int:
         """Of J, in one product."""
-        return self._shape.row_bytes if is_by_rows(model.strategy) else self._shape.column_bytes
+        return self._shape.product_bytes(by_rows=is_by_rows(model.strategy))
 
     def _block_bytes(self, model: CostModel, chunk: int) -> int:
         """Of the largest block, on the host."""

@@ -49,8 +49,8 @@ class ComputeOptions(_Options):
                 blocks.
     dtype:      cast the floating-point arguments to it first; null leaves them as they are.
     seed:       for a random function (dropout): every call of it begins with this seed.
-    tf32:       on a GPU, round the factors of float32 products to TF32, which has three digits: several times
-                faster, and off unless it is asked for, for convolutions too.
+    tf32:       on a GPU, round the factors of float32 products to TF32, which has three digits: faster,
+                and off unless it is asked for, for convolutions too.
     check:      how much of J is compared with a product of the other mode: auto (a sample of points that
                 costs at most 2% of the products, and at least one a block), all points, or off.
     nonfinite:  what NaN or infinity in J means: an error (the default), a warning, or nothing.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from jacjobs.autodiff.device import HOST, available_bytes
+from jacjobs.autodiff.device import GPU_SHARE, HOST, HOST_SHARE, available_bytes
 from jacjobs.autodiff.meter import available_memory_bytes
 from jacjobs.cost import parse_bytes
 from jacjobs.errors import InputError
@@ -16,10 +16,6 @@ from jacjobs.planning.choice import Resources
 from jacjobs.planning.devices import Device, cpu, named, reported
 from jacjobs.planning.options import ClusterOptions, workers_on
 from jacjobs.store.place import LocalFolder, place_of
-
-GPU_SHARE = 0.9
-HOST_SHARE = 0.5
-"""Of what is free, unless told otherwise: a host also runs assemblers and holds blocks on their way."""
 
 
 def resources_here(

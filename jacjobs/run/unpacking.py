@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch.serialization import default_restore_location
 
-HOST = "cpu"
-
 
 def unpack(data: bytes, device: str, *, from_host: bool) -> Any:
     """What was pickled, its tensors on `device`: those of any GPU, and, `from_host`, those of the host.
@@ -38,6 +36,6 @@ class _Unpickler(pickle.Unpickler):
 
     def _placed(self, storage: Any, location: str) -> Any:
         """`storage` is on the host, and was at `location`."""
-        if location == HOST and not self._from_host:
+        if location == "cpu" and not self._from_host:
             return storage
         return default_restore_location(storage, self._device)

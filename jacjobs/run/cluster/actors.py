@@ -88,7 +88,8 @@ class WorkerActor:
 
         # A GPU that torch cannot use here is none: then the plan is made for the host.
         self._device = "cuda" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
-        self._problem, self._payload = payload.unpack(self._device), payload
+        self._problem = payload.unpack(self._device)
+        self._payload = payload if self._device != "cpu" else None  # elsewhere the plan may be for the host
 
     def resources(
         self, cluster: ClusterOptions, memory: float | str | None, path: str, workers: int
@@ -112,7 +113,7 @@ class WorkerActor:
         from jacjobs.run.worker import BlockWorker, Worker
 
         made = Plan.model_validate_json(plan)
-        if made.resources.device.host and self._device != "cpu":  # it began where there was no GPU
+        if made.resources.device.host and self._payload is not None:  # it began where there was no GPU
             self._device = "cpu"
             self._problem = self._payload.unpack("cpu")
         self._know(trace)
