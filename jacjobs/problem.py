@@ -101,7 +101,7 @@ class Problem:
         """For every leaf: does it carry the axis of points?"""
         self.points = _count_points(leaves, dims)
         """P; 1 without in_dims."""
-        self.leaves = self._with_points_first(leaves)
+        self.leaves = self.with_points_first(leaves)
         """Every leaf of args, the axis of points (if any) moved to the front."""
         self._input_names, self.wanted = _differentiated(args, self.argnums)
         """Indices into `leaves` of those differentiated, in the order of the columns of J."""
@@ -336,11 +336,8 @@ class Problem:
         other.seeds = seeds
         return other
 
-    def called_with(self, leaves: Sequence[Any]) -> Problem:
-        """The same problem with other tensors of the same shapes and dtypes, as `args` flatten to them."""
-        return self.with_leaves(self._with_points_first(leaves))
-
-    def _with_points_first(self, leaves: Sequence[Any]) -> list[Any]:
+    def with_points_first(self, leaves: Sequence[Any]) -> list[Any]:
+        """Leaves as `args` flatten to them, as the problem holds them."""
         return [
             leaf if dim is None else leaf.movedim(dim, 0)
             for leaf, dim in zip(leaves, self._dims, strict=True)

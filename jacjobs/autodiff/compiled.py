@@ -16,7 +16,6 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, ClassVar
@@ -46,6 +45,8 @@ from jacjobs.shape import Rectangle
 Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
 """Of leaves, with an axis of points or without, and seeds (k, …): (points, k, …) a leaf, or (k, …). Without
 seeds they are all one-hot ones: code that knows is spared some of the work (`passes.py`)."""
+WholeMaker = Callable[[Sequence[Any]], list[Tensor] | None]
+"""Of leaves: (points, products, …) a leaf; None where the code turned out to be of no use."""
 GRAPH_CALLS = 3
 """Of code that becomes a CUDA graph: the first call runs it, the second records it, the third is a replay."""
 _DEFINED_ONCE = "__builtins_dict__", "__import_torch_dot_", "__import_jacjobs_dot_"
@@ -66,6 +67,14 @@ class Code:
     reason: str | None = None
     told: bool = False
     sizes: dict[tuple[int, int, bool], Products] = field(default_factory=dict)
+
+
+class _Hooks:
+    """Of saved tensors: where compiling a function that has some fails, torch (2.13) leaves them disabled."""
+
+    _of_torch: Any = torch._C._autograd
+    is_enabled = staticmethod(_of_torch._saved_tensors_hooks_is_enabled)
+    enable = staticmethod(_of_torch._saved_tensors_hooks_enable)
 
 
 class Compiled(Strategy):
@@ -112,15 +121,21 @@ class Compiled(Strategy):
                 yield Chunk(slice(start, stop), slice(first, last), made)
                 del made
 
-    def all_at_once(self, problem: Problem) -> list[Tensor] | None:
-        """All of J at a single point, as its one chunk has it, where code for that is there and was compared;
-        else None. What surrounds a call of small code takes as long as the code: docs/decisions/0033.
+    def all_at_once(self, problem: Problem) -> WholeMaker | None:
+        """What makes all of J as its one chunk has it, where code for that is there and was compared; else
+        None. What surrounds a call of small code takes as long as the code: docs/decisions/0033.
         """
-        code = self.code(problem)
-        compiled = code.sizes.get((1, count_products(self, problem), False))
-        if problem.in_dims is not None or compiled is None or code.reason is not None:
+        code, points = self.code(problem), problem.points
+        compiled = code.sizes.get((points, count_products(self, problem), False))
+        if compiled is None or (points == 1 and problem.in_dims is not None):
             return None
-        return self._called(code, compiled, problem.leaves, None, several=False)
+
+        def made(leaves: Sequence[Any]) -> list[Tensor] | None:
+            if code.reason is not None:
+                return None
+            return self._called(code, compiled, leaves, None, several=points > 1)
+
+        return made
 
     def code(self, problem: Problem) -> Code:
         """Of this problem, and of all that differ from it in the values of leaves alone."""
@@ -184,8 +199,9 @@ class Compiled(Strategy):
         """What `compiled` returns, with an axis of points; None where it failed."""
         # Of their own, so that none is taken for a tensor that the function has captured.
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        hooks = _Hooks.is_enabled()
         try:
-            with torch.no_grad(), _hooks_as_they_were():
+            with torch.no_grad():
                 made = compiled(leaves, seeds, several)
                 if made[0].is_cuda:  # the next replay of the graph writes where this one did
                     made = [leaf.clone() for leaf in made]
@@ -194,6 +210,9 @@ class Compiled(Strategy):
                 raise
             code.reason = explain(error)
             return None
+        finally:
+            if hooks and not _Hooks.is_enabled():
+                _Hooks.enable()
         return made if several else [leaf.unsqueeze(0) for leaf in made]
 
     def _difference(
@@ -280,18 +299,6 @@ class JvpCompiled(Compiled):
             return list(torch.func.vmap(column)(*seeds))
 
         return self._at_points(problem, at_point)
-
-
-@contextmanager
-def _hooks_as_they_were() -> Iterator[None]:
-    """Where compiling a function with saved-tensor hooks fails, torch (2.13) leaves them disabled."""
-    hooks: Any = torch._C._autograd
-    enabled = hooks._saved_tensors_hooks_is_enabled()
-    try:
-        yield
-    finally:
-        if enabled and not hooks._saved_tensors_hooks_is_enabled():
-            hooks._saved_tensors_hooks_enable()
 
 
 def _compile(products: Products, *, as_graph: bool) -> Products:

@@ -21,7 +21,7 @@ from jacjobs.autodiff.catalogue import (
     in_order_of_preference,
     strategy_named,
 )
-from jacjobs.autodiff.compiled import Compiled
+from jacjobs.autodiff.compiled import Compiled, WholeMaker
 from jacjobs.autodiff.device import (
     GPU_SHARE,
     HOST_SHARE,
@@ -32,7 +32,7 @@ from jacjobs.autodiff.device import (
 )
 from jacjobs.autodiff.estimate import Estimator
 from jacjobs.autodiff.legality import REFERENCE, Verdict, try_strategies
-from jacjobs.autodiff.race import Choice, race
+from jacjobs.autodiff.race import Choice, race, whole_of
 from jacjobs.autodiff.seeds import OneHot
 from jacjobs.autodiff.strategy import Strategy, count_lines
 from jacjobs.autodiff.words import explain, is_out_of_memory
@@ -46,7 +46,7 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
-COMPILING_SECONDS = 60.0
+COMPILING_SECONDS = 45.0
 """No further chunk is compiled after about so long."""
 COMPILED_START = 128
 """The chunk to be compiled first, unless the plain choice is larger: each makes the forward pass again."""
@@ -83,7 +83,7 @@ def jacobian(
     (*output shape, *input shape), with in_dims (points, *output shape, *input shape), in the dtype of the
     input and on its device.
 
-    The choice is made on the first call, by timing some products for up to a tenth of what J takes or two
+    The choice is made on the first call, by timing some products for up to a tenth of what J takes or three
     seconds, and kept for further ones with arguments of the same structure, shapes and dtypes: so keep the
     function that this returns, where there are many. Its `choices` say what was chosen. Inside a transform of
     torch.func (vmap, grad, …) it is `torch.func.jacrev` that runs.
@@ -147,13 +147,13 @@ class JacobianFunction:
             dims: Any = self._in_dims
             lifted = plain if dims is None else torch.func.vmap(plain, dims)
             return lifted(*args)
-        leaves, spec = pytree.tree_flatten(args)
+        leaves, spec = _flattened(args)
         leaves = [_ordinary(leaf) for leaf in leaves]
         kinds = [_kind(leaf) for leaf in leaves]
         for ready in self._ready:
             if ready.kinds == kinds and ready.spec == spec:
                 return ready(leaves)
-        args = pytree.tree_unflatten(leaves, spec)
+        args = tuple(leaves) if spec is None else pytree.tree_unflatten(leaves, spec)
         problem = Problem(self._fn, args, self._argnums, self._in_dims)
         numbers = self._argnums
         wanted = args[numbers] if isinstance(numbers, int) else tuple(args[number] for number in numbers)
@@ -161,6 +161,13 @@ class JacobianFunction:
         ready = _Ready(problem, choice, self._create_graph, kinds, spec, pytree.tree_structure(wanted))
         self._ready.append(ready)
         return ready(leaves)
+
+
+def _flattened(args: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec | None]:
+    """The leaves and their structure: None where the arguments are tensors, which is seen faster so."""
+    if all(type(arg) is Tensor for arg in args):
+        return list(args), None
+    return pytree.tree_flatten(args)
 
 
 def _ordinary(leaf: Any) -> Any:
@@ -179,7 +186,7 @@ def _kind(leaf: Any) -> Any:
 class _Ready:
     """What is known of all arguments of a kind: after the first call, no more is done than need be.
 
-    kinds, spec:  of the leaves of the arguments, and their structure.
+    kinds, spec:  of the leaves of the arguments, and their structure; None where they are tensors.
     wanted:       the structure of what is differentiated.
     """
 
@@ -189,24 +196,66 @@ class _Ready:
         choice: Choice,
         create_graph: bool,
         kinds: list[Any],
-        spec: pytree.TreeSpec,
+        spec: pytree.TreeSpec | None,
         wanted: pytree.TreeSpec,
     ) -> None:
         self.choice, self.kinds, self.spec = choice, kinds, spec
         self._create_graph = create_graph
         self._problem = problem.with_leaves([])  # what the arguments hold is not kept
         self._maker = strategy_named(choice.strategy)
-        self._dtypes = [problem.leaves[index].dtype for index in problem.wanted]
-        self._inputs, self._outputs = wanted, problem.output_spec
+        self._nest = _Nest(problem, self._maker, wanted)
+        self._at_once: WholeMaker | None = None
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """J, as jacrev returns it; of what `args` flatten to."""
-        with torch.inference_mode(False):
-            problem = self._problem.called_with(leaves)
-            products = _products(problem, self._maker, self.choice.chunk, self._create_graph)
-            grid = _nested(products, problem, by_rows=self._maker.makes == "rows")
-            rows = [pytree.tree_unflatten([*map(_as, row, self._dtypes)], self._inputs) for row in grid]
-            return pytree.tree_unflatten(rows, self._outputs)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False):
+                return self(leaves)
+        leaves = self._problem.with_points_first(leaves)
+        if self._at_once is not None and (made := self._at_once(leaves)) is not None:
+            return self._nest(_with_places_of_their_own(made))
+        problem, maker = self._problem.with_leaves(leaves), self._maker
+        made = _products(problem, maker, self.choice.chunk, self._create_graph)
+        in_one = self.choice.chunk >= whole_of(maker.name, problem.shape)
+        if isinstance(maker, Compiled) and in_one and not self._create_graph:
+            self._at_once = maker.all_at_once(problem)
+        return self._nest(made)
+
+
+class _Nest:
+    """From products to the nested result, its shapes known beforehand.
+
+    inputs:  the structure of what is differentiated.
+    """
+
+    def __init__(self, problem: Problem, maker: Strategy, inputs: pytree.TreeSpec) -> None:
+        shape = problem.shape
+        points = () if problem.in_dims is None else (shape.points,)
+        self._by_rows = maker.makes == "rows"
+        self._sizes = [segment.size for segment in (shape.outputs if self._by_rows else shape.inputs)]
+        self._shapes = [
+            [(*points, *output.shape, *inp.shape) for inp in shape.inputs] for output in shape.outputs
+        ]
+        self._dtypes = [problem.leaves[index].dtype for index in problem.wanted]
+        self._inputs, self._outputs = inputs, problem.output_spec
+
+    def __call__(self, products: list[Tensor]) -> Any:
+        """Of one tensor (points, products, …) a leaf."""
+        split = [
+            torch.split(leaf, self._sizes, dim=1) if len(self._sizes) > 1 else (leaf,) for leaf in products
+        ]
+        if self._by_rows:  # split[input][output]: (points, output size, input)
+            grid = [[pieces[output] for pieces in split] for output in range(len(self._sizes))]
+        else:  # split[output][input]: (points, input size, output)
+            grid = [[piece.movedim(1, -1) for piece in pieces] for pieces in split]
+        rows = []
+        for pieces, shapes in zip(grid, self._shapes, strict=True):
+            leaves = [
+                _as(piece.reshape(shape), dtype)
+                for piece, shape, dtype in zip(pieces, shapes, self._dtypes, strict=True)
+            ]
+            rows.append(pytree.tree_unflatten(leaves, self._inputs))
+        return pytree.tree_unflatten(rows, self._outputs)
 
 
 def _as(leaf: Tensor, dtype: torch.dtype) -> Tensor:
@@ -356,10 +405,6 @@ def _products(problem: Problem, maker: Strategy, chunk: int, create_graph: bool)
     """All products, one tensor (points, products, …) a leaf, as a chunk may have it."""
     shape = problem.shape
     count = count_lines(maker, shape)
-    if isinstance(maker, Compiled) and chunk >= count and not create_graph:
-        at_once = maker.all_at_once(problem)
-        if at_once is not None:
-            return _with_places_of_their_own(at_once)
     whole = Rectangle(0, shape.points, 0, shape.rows, 0, shape.columns)
     chunks = maker.chunks(problem, whole, OneHot(count), chunk, create_graph=create_graph)
     if create_graph:
@@ -401,25 +446,3 @@ def _is_dense(leaf: Tensor) -> bool:
             return False
         step *= size
     return True
-
-
-def _nested(products: list[Tensor], problem: Problem, *, by_rows: bool) -> list[list[Tensor]]:
-    """`[output][input]` → (points, *output shape, *input shape), without points where there is no axis."""
-    shape = problem.shape
-    points = () if problem.in_dims is None else (shape.points,)
-    across = shape.outputs if by_rows else shape.inputs
-    pieces = [
-        torch.split(leaf, [segment.size for segment in across], dim=1) if len(across) > 1 else [leaf]
-        for leaf in products
-    ]
-    if by_rows:  # pieces[input][output]: (points, output size, input size)
-        grid = [[column[o] for column in pieces] for o in range(len(shape.outputs))]
-    else:  # pieces[output][input]: (points, input size, output)
-        grid = [[piece.reshape(*piece.shape[:2], -1).transpose(1, 2) for piece in row] for row in pieces]
-    return [
-        [
-            piece.reshape((*points, *output.shape, *inp.shape))
-            for piece, inp in zip(row, shape.inputs, strict=True)
-        ]
-        for row, output in zip(grid, shape.outputs, strict=True)
-    ]

@@ -2,13 +2,14 @@
 
 A hill climb over (strategy, chunk). Each strategy runs once at a moderate chunk; those that are not far
 behind go on to larger or smaller ones, in steps of four and then of two, as long as it gets better; the best
-few run again in turn, and count by their best. Where that takes no time they make all of J: a few chunks do
+few run again in turn, and count by their best. As far as there is time they make all of J: a few chunks do
 not tell what putting them together takes. Nothing is predicted but memory: a chunk that may not fit the
 budget is not run.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -34,13 +35,11 @@ CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
 """So many of the best run so many times more."""
-FINAL_SECONDS, MOST_ROUNDS = 0.5, 7
-"""Where all of J is made, no round but these begins after so long, and there are no more."""
+FINAL_SECONDS, MOST_ROUNDS = 1.5, 7
+"""What a race keeps for its finals. Where they make all of J, there are no more rounds than that."""
 SHARE = 0.1
-LEAST_SECONDS = 2.0
-"""A race takes at most a tenth of what J is seen to take, or two seconds."""
-CLIMB = 0.7
-"""Of that time, before the finals."""
+LEAST_SECONDS = 3.0
+"""A race takes at most a tenth of what J is seen to take, or three seconds."""
 SLOW_SECONDS = 1.0
 """What takes so long the first time is not made again to be timed."""
 ENOUGH_SECONDS = 0.03
@@ -190,7 +189,7 @@ class Race:
 
     def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
         """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""
-        if self._clock() - self._start > CLIMB * self._limit_seconds:
+        if self._clock() - self._start > self._limit_seconds - FINAL_SECONDS:
             return None
         best: dict[str, tuple[float, int]] = {}
         for (strategy, chunk), seen in self._seconds.items():
@@ -229,21 +228,28 @@ class Race:
             strategy = finalists[0][0]
             whole = strategy, whole_of(strategy, self._shape)
             candidates = finalists + [key for key in ranked[FINALISTS:] if key == whole]
-            expected = ROUNDS * sum(min(self._seconds[key]) for key in candidates)
-            if expected <= (1 - CLIMB) * self._limit_seconds:
-                self._compare_all(candidates, self._make_all)
-                return
+            for rounds in (ROUNDS, 1):
+                some = self._in_time(candidates, rounds)
+                if len(some) > 1 or some == candidates:
+                    self._compare_all(some, self._make_all, rounds)
+                    return
         for number in range(ROUNDS):
             for strategy, chunk in finalists[:: 1 if number % 2 else -1]:
                 if self._clock() - self._start < self._limit_seconds:
                     self._run(strategy, chunk, warm=True)
 
-    def _compare_all(self, candidates: list[tuple[str, int]], make_all: Maker) -> None:
+    def _in_time(self, candidates: list[tuple[str, int]], rounds: int) -> list[tuple[str, int]]:
+        """The first of them, as many as can make all of J so many times in the time of the finals."""
+        taken = itertools.accumulate(rounds * min(self._seconds[key]) for key in candidates)
+        return candidates[: sum(seconds <= FINAL_SECONDS for seconds in taken)]
+
+    def _compare_all(self, candidates: list[tuple[str, int]], make_all: Maker, rounds: int) -> None:
         """By nothing but the seconds of all of J. What there is no memory for is out."""
         seconds: dict[tuple[str, int], list[float]] = {key: [] for key in candidates}
         began = self._clock()
         for number in range(MOST_ROUNDS):
-            if number >= ROUNDS and self._clock() - began > FINAL_SECONDS:
+            spent = self._clock() - began
+            if number >= rounds and spent + spent / number > FINAL_SECONDS:
                 break
             for key in [*seconds][:: 1 if number % 2 else -1]:
                 start = self._clock()

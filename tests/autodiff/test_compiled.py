@@ -124,6 +124,37 @@ def test_jacobian_has_the_leaves_that_jacrev_has(
     assert len(uncompiled) == 1
 
 
+@pytest.mark.parametrize("in_dims", [None, 0, 1])
+@pytest.mark.parametrize("strategy", ["vjp/vmap", "jvp/vmap"])
+def test_all_of_j_at_once_is_of_each_call_and_outlives_code_that_fails(
+    in_dims: int | None, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = False
+    calls = 0
+
+    def compile_(products: Products, **_: bool) -> Products:
+        def called(*args: Any) -> list[Tensor]:
+            nonlocal calls
+            calls += 1
+            if broken:
+                raise RuntimeError("no longer")
+            return products(*args)
+
+        return called
+
+    monkeypatch.setattr(compiling, "_compile", compile_)
+    J = jacjobs.jacobian(fn, in_dims=in_dims, strategy=strategy, chunk=1000, compile=True)
+    plain = jacrev(fn) if in_dims is None else vmap(jacrev(fn), in_dims)
+    shape = {None: (7,), 0: (3, 7), 1: (7, 3)}[in_dims]
+    for seed in range(4):
+        broken = seed == 3
+        x = randn(*shape, seed=seed)
+        torch.testing.assert_close(J(x), plain(x))
+        with torch.inference_mode():
+            torch.testing.assert_close(J(x), plain(x))
+    assert calls == 7, "six calls that worked, and none after the one that failed"
+
+
 SCALE = 2.0
 
 

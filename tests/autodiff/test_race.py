@@ -223,6 +223,23 @@ def test_where_all_of_j_takes_no_time_it_decides() -> None:
     assert not made, "a J that takes a second is not made"
 
 
+def test_where_all_of_j_takes_some_time_the_best_two_make_it_once() -> None:
+    """Chunks of 64 seem best; what putting them together takes is seen when that is done."""
+    device = Device(lambda strategy, chunk: 5e-4 * chunk * (1 + 0.02 * abs(math.log2(chunk / 64))))
+    made: list[tuple[str, int]] = []
+
+    def make_all(strategy: str, chunk: int) -> bool:
+        made.append((strategy, chunk))
+        device.now += 0.7 if chunk == 64 else 0.55
+        return True
+
+    race = Race(shape_of(1024, 1024), ["vjp/vmap"], device.timer, make_all, device.clock)
+    strategy, chunk, seconds = race.winner()
+    assert len(made) == 2 and ("vjp/vmap", 64) in made
+    assert chunk != 64 and seconds == pytest.approx(0.55)
+    assert device.now < LEAST_SECONDS + 2 * 0.55
+
+
 @pytest.mark.parametrize(("rows", "points"), [(1, 1), (7, 1), (1100, 1), (10, 64), (5000, 3), (8, 3)])
 def test_chunks_cover_what_there_is_evenly(rows: int, points: int) -> None:
     chunks = chunks_of("vjp/vmap", shape_of(rows, 3, points))
