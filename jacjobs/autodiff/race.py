@@ -29,8 +29,8 @@ STEPS = {4: 4.0, 2: 1.3}
 """The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
 to go on. At one chunk that says little yet."""
 FAR = 8
-"""Of chunks: all of J at once, where it is so many times larger than the best is expected to be, has to wait
-its turn."""
+"""All of J at once, where it is so many times larger than the best chunk is expected to be, has to wait its
+turn. What takes so many times longer than the best, the first time, is not timed again."""
 CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
@@ -154,6 +154,8 @@ class Race:
         if sum(map(len, self._sizes.values())) > 1:
             for strategy in self._sizes:
                 self._run_first(strategy)
+            for strategy, chunk in reversed(list(self._seconds)):
+                self._run_again(strategy, chunk)
             for strategy in self._sizes:
                 if self._near is None or whole_of(strategy, self._shape) <= FAR * self._near:
                     self._run_whole(strategy)
@@ -170,7 +172,7 @@ class Race:
         return Choice(strategy, min(close), typical[strategy, min(close)])
 
     def _run_first(self, strategy: str) -> None:
-        """Warm: what comes first pays for what threads, libraries and the heap do once in a process."""
+        """Warm: what comes first pays for what threads and libraries do once in a process."""
         chunk = self._start_chunk
         while not self._run(
             strategy, max((c for c in self._sizes[strategy] if c <= chunk), default=1), warm=True
@@ -178,6 +180,12 @@ class Race:
             if chunk == 1:
                 return
             chunk = max(1, chunk // 4)
+
+    def _run_again(self, strategy: str, chunk: int) -> None:
+        """The heap grows for longer than that: what came first was seen to take five times what it takes."""
+        fastest = min(seen[0] for seen in self._seconds.values())
+        if self._seconds[strategy, chunk][0] <= FAR * fastest and self._left_seconds > 0:
+            self._run(strategy, chunk)
 
     def _run_whole(self, strategy: str) -> None:
         """All of J at once, which is not copied, is no neighbour of anything: where that takes no time."""
@@ -189,7 +197,8 @@ class Race:
 
     def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
         """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""
-        if self._clock() - self._start > self._limit_seconds - FINAL_SECONDS:
+        left = self._left_seconds
+        if left < 0:
             return None
         best: dict[str, tuple[float, int]] = {}
         for (strategy, chunk), seen in self._seconds.items():
@@ -200,6 +209,7 @@ class Race:
             for strategy, (seconds, chunk) in best.items()
             if seconds <= far * fastest
             for size in self._around(strategy, chunk, factor)
+            if 2 * size * seconds <= whole_of(strategy, self._shape) * left  # two chunks are made
         ]
         if not hopeful:
             return None
@@ -274,6 +284,11 @@ class Race:
             return math.ceil(self._shape.points / (chunk // products)) * made.chunk_seconds
         each = made.setup_seconds + math.ceil(products / chunk) * made.chunk_seconds
         return self._shape.points * each
+
+    @property
+    def _left_seconds(self) -> float:
+        """Before the finals."""
+        return self._limit_seconds - FINAL_SECONDS - (self._clock() - self._start)
 
     @property
     def _limit_seconds(self) -> float:
