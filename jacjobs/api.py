@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
-from jacjobs.autodiff.check import CHECKERS, Checker, Finding
+from jacjobs.autodiff.check import CHECKERS
 from jacjobs.autodiff.device import device_of, tf32_as_wished
 from jacjobs.errors import InputError, RunDiffersError, StoreError
 from jacjobs.fingerprint import fingerprint
@@ -32,8 +32,9 @@ from jacjobs.planning.geometry import BLOCK_BYTES
 from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
 from jacjobs.planning.planner import Facts, Plan, Planner, chooser_for
 from jacjobs.planning.sparse import SparseChooser
-from jacjobs.problem import Problem, function_error
+from jacjobs.problem import Problem
 from jacjobs.run.address import INLINE, LOCAL, check_address
+from jacjobs.run.comparison import differing_products
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.handle import Run
 from jacjobs.run.lookout import Lookout
@@ -42,7 +43,6 @@ from jacjobs.run.sparsity import Sparsity, knowing, look
 from jacjobs.run.survey import survey
 from jacjobs.run.tradeoff import Reading, readings
 from jacjobs.run.tuner import Tuner, seconds_for
-from jacjobs.shape import Rectangle
 from jacjobs.store.folder import Manifest, RunFolder, RunRecord
 from jacjobs.store.reader import JacobianDataset, open_run
 from jacjobs.store.verify import Fault, Verdict, verify_run
@@ -230,41 +230,15 @@ def verify(path: str | Path, problem: Problem | None = None) -> Verdict:
 
 
 def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
-    """Where the dataset differs from the problem's own products."""
+    """Where the dataset differs from the problem's own products, or its run from the problem."""
     record = J.record
-    plan = Plan.model_validate(record.plan)
     given = {key: record.options[key] for key in ("dtype", "seed", "tf32") if key in record.options}
     problem = _prepared(problem, ComputeOptions(**given))
     differing = _unlike(record.fingerprint, fingerprint(problem))
     if differing:
         yield Fault("_jacjobs/plan.json", f"is of another problem: {differing[0]} differs")
         return
-    # Lines of the dataset are compared, whatever the products were: each part is read once.
-    works = {c.strategy for c in plan.candidates if c.reason is None}
-    lines = "columns" if plan.layout == "columns" else "rows"
-    by = next(name for name in CHECKERS[lines] if name in works or name.endswith("loop"))
-    stored = plan.shape.dtype
-    checker = Checker(problem, lines, by, plan.check_points, every_point=True, stored=stored)
-    with tf32_as_wished(problem):
-        for piece in (piece for number in range(plan.tiling.parts) for piece in plan.pieces(number)):
-            if _agrees(checker, J, piece).passed:
-                continue
-            for point in range(piece.point_start, piece.point_stop):
-                one = piece._replace(point_start=point, point_stop=point + 1)
-                found = _agrees(checker, J, one)
-                if not found.passed:
-                    what = f"{one} differs from products of {by} by {found.error:.1e}, relative"
-                    yield Fault(", ".join(J.parts_with(one)), what)
-
-
-def _agrees(checker: Checker, J: JacobianDataset, r: Rectangle) -> Finding:
-    entries: Any = J[r.slices]
-    try:
-        if J.record.layout == "sparse":
-            return checker.check_sparse(r.point_start, entries)
-        return checker.check(r, entries)
-    except Exception as error:
-        raise function_error(error, f"while its products at {r} were computed") from None
+    yield from differing_products(J, Plan.model_validate(record.plan), problem)
 
 
 # -- runs --------------------------------------------------------------------------------------------------

@@ -12,27 +12,25 @@ import itertools
 import threading
 import traceback
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from jacjobs.errors import FunctionError, InputError
 from jacjobs.functions import GradientOf, OfParameters
+from jacjobs.precision import coarsest, uses_tf32
 from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
+from jacjobs.trace import Output, Trace, WatchGradients, WatchOperators
 
 InDims = int | None | Sequence[Any]
 
-CUDNN = ("convolution", "rnn", "lstm", "gru")
-"""In the names of operators that cuDNN computes."""
 ALONE = threading.RLock()
 """For what torch has one of in a process, and threads must take turns at: the level of dual numbers, and the
 generators. Two runs that go on in threads of one process would else get wrong tangents, or each other's
@@ -207,7 +205,7 @@ class Problem:
         """
         trace, tf32 = self.trace, self.tf32
         if tf32 is None:
-            tf32 = self.leaves[self.wanted[0]].is_cuda and _uses_tf32(convolves=trace.convolves)
+            tf32 = self.leaves[self.wanted[0]].is_cuda and uses_tf32(convolves=trace.convolves)
         return torch.float16 if tf32 and trace.precision is torch.float32 else trace.precision
 
     @property
@@ -386,7 +384,7 @@ class Problem:
             if index in self.wanted:
                 leaf = leaf.detach().requires_grad_()
             point.append(leaf)
-        with self._prepared(leaves), _WatchDtypes() as watch, _WatchGradients() as gradients:
+        with self._prepared(leaves), WatchOperators() as operators, WatchGradients() as gradients:
             result = self.fn(*pytree.tree_unflatten(point, self._spec))
         named = _named_leaves(result, alone="output")
         _check_outputs(named)
@@ -402,13 +400,13 @@ class Problem:
             named = [(name, output[0]) for name, output in named]
         if sum(output.numel() for _, output in named) == 0:
             raise InputError.about("fn's output", got="no elements (m = 0)", expected="at least one")
-        seen = {*watch.seen, *self._wanted_dtypes(), *(output.dtype for _, output in named)}
+        seen = {*operators.dtypes, *self._wanted_dtypes(), *(output.dtype for _, output in named)}
         return Trace(
             outputs=[Output(name, output.shape, output.dtype) for name, output in named],
             spec=pytree.tree_structure(result),
             precision=coarsest(seen),
             differentiates=gradients.seen,
-            convolves=watch.convolutions,
+            convolves=operators.convolutions,
         )
 
     def _check_wanted(self) -> None:
@@ -449,70 +447,6 @@ def canonical(pattern: Any) -> Any:
     own = csr_array(pattern, copy=True)
     own.sum_duplicates()
     return csr_array((np.ones(own.nnz, bool), own.indices, own.indptr), shape=own.shape)
-
-
-class Output(NamedTuple):
-    """An output leaf at one point."""
-
-    name: str
-    shape: torch.Size
-    dtype: torch.dtype
-
-
-class Trace(NamedTuple):
-    """What one call of a function shows.
-
-    outputs, spec:   its output leaves and their structure.
-    precision:       the coarsest floating-point dtype in it.
-    differentiates:  whether it calls autograd itself.
-    convolves:       whether it has convolutions, or recurrent layers: what cuDNN computes on a GPU.
-    """
-
-    outputs: list[Output]
-    spec: pytree.TreeSpec
-    precision: torch.dtype
-    differentiates: bool
-    convolves: bool
-
-
-class _WatchDtypes(TorchDispatchMode):
-    """Notes the floating-point dtypes of all that is computed: autocast hides them from the outside. And
-    whether there are convolutions.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[torch.dtype] = set()
-        self.convolutions = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.convolutions = self.convolutions or any(word in str(func) for word in CUDNN)
-        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.seen.update(tensor.dtype for tensor in tensors if tensor.is_floating_point())
-        return result
-
-
-class _WatchGradients(TorchFunctionMode):
-    """Notes whether `autograd.grad` is called: torch.func's own transforms call it, too."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or func is torch.autograd.grad
-        return func(*args, **(kwargs or {}))
-
-
-def _uses_tf32(*, convolves: bool) -> bool:
-    """May torch round the factors of float32 products on a GPU to TF32? By default that of convolutions."""
-    backends: Any = torch.backends
-    used = [backends.cuda.matmul] + ([backends.cudnn.conv, backends.cudnn.rnn] if convolves else [])
-    return any(kind.fp32_precision == "tf32" for kind in used)
-
-
-def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The floating-point dtype with the fewest digits."""
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def function_error(error: BaseException, when: str) -> FunctionError:

@@ -22,12 +22,13 @@ WHY: dict[str, str] = {
     "MLP, tall": "compiled: most of it are matrix products, as JAX's; the rest is fresh memory for each J "
     "and what is around the code",
     "MLP, square": "plain: the same products as jacrev's, all at once",
-    "CNN": "plain: the choice, two seconds of timings, fell beside the best",
-    "transformer block": "plain: the choice, two seconds of timings, fell beside the best",
+    "CNN": "plain: the choice, three seconds of timings, fell beside the best",
+    "transformer block": "plain: the choice, three seconds of timings, fell beside the best",
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "compiled: not known; torch.compile makes both codes",
     "per sample, parameters": "compiled: not known; torch.compile makes both codes",
-    "Hessian": "plain: the choice, two seconds of timings, fell beside the best",
+    "per sample, inputs of a CNN": "plain: the choice, three seconds of timings, fell beside the best",
+    "Hessian": "plain: the choice, three seconds of timings, fell beside the best",
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 
 from jacjobs.autodiff.meter import available_memory_bytes
+from jacjobs.precision import may_use_tf32
 from jacjobs.problem import ALONE, Problem
 
 HOST = torch.device("cpu")
@@ -54,28 +54,26 @@ def tf32_as_wished(problem: Problem) -> Iterator[None]:
     not, as the problem says. By default it does so where it convolves.
 
     One thread at a time: torch has one setting for all.
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices
     """
     allowed = problem.tf32
     if allowed is None or device_of(problem).type != "cuda":
         yield
         return
-    backends: Any = torch.backends
-    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    settings = may_use_tf32(convolves=True)
     with ALONE:
-        before = [kind.fp32_precision for kind in kinds]
+        before = [setting.fp32_precision for setting in settings]
         older = _older_setting()
         if allowed and older is not None:  # torch's compiler asks for this one, and wants both to agree
             torch.set_float32_matmul_precision("high")
-        for kind in kinds:
-            kind.fp32_precision = "tf32" if allowed else "ieee"
+        for setting in settings:
+            setting.fp32_precision = "tf32" if allowed else "ieee"
         try:
             yield
         finally:
             if allowed and older is not None:
                 torch.set_float32_matmul_precision(older)
-            for kind, precision in zip(kinds, before, strict=True):
-                kind.fp32_precision = precision
+            for setting, precision in zip(settings, before, strict=True):
+                setting.fp32_precision = precision
 
 
 def _older_setting() -> str | None:

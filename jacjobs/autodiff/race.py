@@ -40,6 +40,8 @@ FINAL_SECONDS, MOST_ROUNDS = 1.5, 7
 SHARE = 0.1
 LEAST_SECONDS = 3.0
 """A race takes at most a tenth of what J is seen to take, or three seconds."""
+SMALL = 0.2
+"""Of J: what may be begun though there is hardly any time left."""
 SLOW_SECONDS = 1.0
 """What takes so long the first time is not made again to be timed."""
 ENOUGH_SECONDS = 0.03
@@ -209,12 +211,17 @@ class Race:
             for strategy, (seconds, chunk) in best.items()
             if seconds <= far * fastest
             for size in self._around(strategy, chunk, factor)
-            if 2 * size * seconds <= whole_of(strategy, self._shape) * left  # two chunks are made
+            if self._shortly(strategy, size, seconds, left)
         ]
         if not hopeful:
             return None
         _, strategy, _, size = min(hopeful)
         return strategy, size
+
+    def _shortly(self, strategy: str, chunk: int, seconds: float, left: float) -> bool:
+        """Are two chunks a small part of J, or expected to take no longer than what is left of the climb?"""
+        two = 2 * chunk / whole_of(strategy, self._shape)
+        return two <= SMALL or two * seconds <= left
 
     def _turn(self, chunk: int) -> float:
         """Of two neighbours, the lower goes first."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from jacjobs.problem import coarsest
+from jacjobs.precision import coarsest
 
 
 class SeedMaker(Protocol):
