@@ -147,6 +147,10 @@ class JacobianFunction:
             dims: Any = self._in_dims
             lifted = plain if dims is None else torch.func.vmap(plain, dims)
             return lifted(*args)
+        with torch.inference_mode(False):  # graphs and dual numbers, whatever the caller has switched off
+            return self._called(args)
+
+    def _called(self, args: tuple[Any, ...]) -> Any:
         leaves, spec = _flattened(args)
         leaves = [_ordinary(leaf) for leaf in leaves]
         kinds = [_kind(leaf) for leaf in leaves]
@@ -165,17 +169,14 @@ class JacobianFunction:
 
 def _flattened(args: tuple[Any, ...]) -> tuple[list[Any], pytree.TreeSpec | None]:
     """The leaves and their structure: None where the arguments are tensors, which is seen faster so."""
-    if all(type(arg) is Tensor for arg in args):
+    if all(isinstance(arg, Tensor) for arg in args):
         return list(args), None
     return pytree.tree_flatten(args)
 
 
 def _ordinary(leaf: Any) -> Any:
     """A tensor made in inference mode takes part in no graph; a copy does."""
-    if isinstance(leaf, Tensor) and leaf.is_inference():
-        with torch.inference_mode(False):
-            return leaf.clone()
-    return leaf
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
 
 def _kind(leaf: Any) -> Any:
@@ -208,9 +209,6 @@ class _Ready:
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
         """J, as jacrev returns it; of what `args` flatten to."""
-        if torch.is_inference_mode_enabled():
-            with torch.inference_mode(False):
-                return self(leaves)
         leaves = self._problem.with_points_first(leaves)
         if self._at_once is not None and (made := self._at_once(leaves)) is not None:
             return self._nest(_with_places_of_their_own(made))

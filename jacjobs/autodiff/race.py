@@ -273,13 +273,14 @@ class Race:
                 if make_all(*key):
                     seconds[key].append(self._clock() - start)
                 else:
-                    del seconds[key]
+                    del seconds[key], self._seconds[key]
         self._seconds = seconds or self._seconds
 
     def _run(self, strategy: str, chunk: int, *, warm: bool = False) -> bool:
         made = self._timer(strategy, chunk, warm)
         if made is None:  # nothing larger fits either
             self._sizes[strategy] = [size for size in self._sizes[strategy] if size < chunk]
+            self._seconds.pop((strategy, chunk), None)
             return False
         self._seconds.setdefault((strategy, chunk), []).append(self._whole(strategy, chunk, made))
         return True

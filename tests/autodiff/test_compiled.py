@@ -149,7 +149,10 @@ def test_all_of_j_at_once_is_of_each_call_and_outlives_code_that_fails(
     for seed in range(4):
         broken = seed == 3
         x = randn(*shape, seed=seed)
-        torch.testing.assert_close(J(x), plain(x))
+        with monkeypatch.context() as later:
+            if 0 < seed < 3:
+                later.delattr(compiling.Compiled, "chunks")
+            torch.testing.assert_close(J(x), plain(x))
         with torch.inference_mode():
             torch.testing.assert_close(J(x), plain(x))
     assert calls == 7, "six calls that worked, and none after the one that failed"

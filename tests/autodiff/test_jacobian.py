@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -255,6 +256,47 @@ def test_the_callers_grad_mode_does_not_matter(strategy: str) -> None:
         equal(J(x), want)
         equal(J(made_here), want)
     equal(J(made_here), want)
+
+
+def without_tangents() -> Any:
+    return torch.autograd.forward_ad._set_fwd_grad_enabled(False)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, without_tangents])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("in_dims", [None, 0, 1])
+@pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
+def test_nor_where_points_differ_from_samples_in_their_axis(
+    strategy: str, in_dims: int | None, first: bool, off: Callable[[], Any]
+) -> None:
+    """In the first call and in later ones: `W @ x` of many x puts their axis last."""
+    W = torch.randn(3, 4)
+    x = torch.randn({None: (4,), 0: (5, 4), 1: (4, 5)}[in_dims])
+    plain = jacrev(lambda x: W @ x.sin())
+    want = plain(x) if in_dims is None else vmap(plain, in_dims)(x)
+    J = jacjobs.jacobian(lambda x: W @ x.sin(), in_dims=in_dims, strategy=strategy)
+    if not first:
+        J(x)
+    with off():
+        equal(J(x), want)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
+def test_nor_for_a_result_with_a_graph(strategy: str, off: Callable[[], Any]) -> None:
+    x = torch.randn(4).requires_grad_()
+    J = jacjobs.jacobian(torch.sin, strategy=strategy, create_graph=True)
+    for _ in range(2):
+        with off():
+            equal(J(x).detach(), torch.diag(x.detach().cos()))
+
+
+def test_a_parameter_is_of_the_kind_of_a_tensor() -> None:
+    x = torch.randn(3)
+    J = jacjobs.jacobian(torch.sin)
+    for each in (x, torch.nn.Parameter(x), x):
+        equal(J(each), jacrev(torch.sin)(x))
+    assert len(J.choices) == 1
 
 
 def test_the_choice_is_made_once_for_arguments_of_one_kind() -> None:

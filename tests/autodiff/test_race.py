@@ -195,6 +195,28 @@ def test_where_memory_runs_out_nothing_larger_is_tried() -> None:
     assert Device(lambda strategy, chunk: 1.0, full=1).winner(shape_of(8, 8)) == ("vjp/vmap", 1)
 
 
+def test_what_has_no_memory_for_all_of_j_does_not_win() -> None:
+    device = Device(lambda strategy, chunk: 6.5e-4 * chunk * (1 + 0.02 * abs(math.log2(chunk / 512))))
+    asked: list[int] = []
+
+    def make_all(_: str, chunk: int) -> bool:
+        asked.append(chunk)
+        return chunk < 256
+
+    shape = shape_of(1024, 1024)
+    chunk = Race(shape, ["vjp/vmap"], device.timer, make_all, device.clock).winner().chunk
+    assert asked
+    assert chunk < 256
+
+
+def test_nor_does_what_had_memory_only_once() -> None:
+    def once(strategy: str, chunk: int, warm: bool) -> Pass | None:
+        return None if (strategy, chunk) in device.asked else device.timer(strategy, chunk, warm)
+
+    device = Device(lambda strategy, chunk: 1e-2 * chunk * (1 + 0.02 * abs(math.log2(chunk / 64))))
+    assert Race(shape_of(1024, 1024), ["vjp/vmap"], once, clock=device.clock).winner().chunk < 64
+
+
 def test_any_chunk_may_be_the_first() -> None:
     for start in (1, 3, 63, 1000):
         device = Device(lambda strategy, chunk: 1e-6, full=2)
