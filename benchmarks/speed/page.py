@@ -16,21 +16,22 @@ BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 NOISE = 0.97
 """What is not slower than this is no loss."""
 
+_CHOICE = "plain: the choice, three seconds of timings, fell beside the best"
 WHY: dict[str, str] = {
     "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call; "
     "plain: the same products as jacrev's, all at once",
     "MLP, tall": "compiled: most of it are matrix products, as JAX's; the rest is fresh memory for each J "
     "and what is around the code",
     "MLP, square": "plain: the same products as jacrev's, all at once",
-    "CNN": "plain: the choice, three seconds of timings, fell beside the best",
-    "transformer block": "plain: the choice, three seconds of timings, fell beside the best",
+    "CNN": _CHOICE,
+    "transformer block": _CHOICE,
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "compiled: torch.compile makes both codes; what surrounds a call takes half as long again, "
     "and one process differs from the next by 3% (0.98 in another)",
     "per sample, parameters": "compiled: torch.compile makes both codes; most of a call is fresh memory, and "
     "one process differs from the next (1.02 in another)",
-    "per sample, inputs of a CNN": "plain: the choice, three seconds of timings, fell beside the best",
-    "Hessian": "plain: the choice, three seconds of timings, fell beside the best",
+    "per sample, inputs of a CNN": _CHOICE,
+    "Hessian": _CHOICE,
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""
 

@@ -69,14 +69,6 @@ class Code:
     sizes: dict[tuple[int, int, bool], Products] = field(default_factory=dict)
 
 
-class _Hooks:
-    """Of saved tensors: where compiling a function that has some fails, torch (2.13) leaves them disabled."""
-
-    _of_torch: Any = torch._C._autograd
-    is_enabled = staticmethod(_of_torch._saved_tensors_hooks_is_enabled)
-    enable = staticmethod(_of_torch._saved_tensors_hooks_enable)
-
-
 class Compiled(Strategy):
     """Chunks of the strategy `eager`, compiled. Those with fewer points than the others, at the end, are
     not.
@@ -199,7 +191,8 @@ class Compiled(Strategy):
         """What `compiled` returns, with an axis of points; None where it failed."""
         # Of their own, so that none is taken for a tensor that the function has captured.
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        hooks = _Hooks.is_enabled()
+        of_torch: Any = torch._C._autograd
+        hooks = of_torch._saved_tensors_hooks_is_enabled()
         try:
             with torch.no_grad():
                 made = compiled(leaves, seeds, several)
@@ -211,8 +204,9 @@ class Compiled(Strategy):
             code.reason = explain(error)
             return None
         finally:
-            if hooks and not _Hooks.is_enabled():
-                _Hooks.enable()
+            # Where compiling a function with saved-tensor hooks fails, torch (2.13) leaves them disabled.
+            if hooks and not of_torch._saved_tensors_hooks_is_enabled():
+                of_torch._saved_tensors_hooks_enable()
         return made if several else [leaf.unsqueeze(0) for leaf in made]
 
     def _difference(

@@ -205,6 +205,7 @@ class _Ready:
         self._problem = problem.with_leaves([])  # what the arguments hold is not kept
         self._maker = strategy_named(choice.strategy)
         self._nest = _Nest(problem, self._maker, wanted)
+        self._in_one_piece = choice.chunk >= whole_of(choice.strategy, problem.shape) and not create_graph
         self._at_once: WholeMaker | None = None
 
     def __call__(self, leaves: Sequence[Any]) -> Any:
@@ -214,8 +215,7 @@ class _Ready:
             return self._nest(_with_places_of_their_own(made))
         problem, maker = self._problem.with_leaves(leaves), self._maker
         made = _products(problem, maker, self.choice.chunk, self._create_graph)
-        in_one = self.choice.chunk >= whole_of(maker.name, problem.shape)
-        if isinstance(maker, Compiled) and in_one and not self._create_graph:
+        if isinstance(maker, Compiled) and self._in_one_piece:
             self._at_once = maker.all_at_once(problem)
         return self._nest(made)
 

@@ -29,8 +29,10 @@ STEPS = {4: 4.0, 2: 1.3}
 """The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
 to go on. At one chunk that says little yet."""
 FAR = 8
-"""All of J at once, where it is so many times larger than the best chunk is expected to be, has to wait its
-turn. What takes so many times longer than the best, the first time, is not timed again."""
+"""Of chunks: all of J at once, where it is so many times larger than the best is expected to be, has to wait
+its turn."""
+HOPELESS = 8
+"""What takes so many times longer than the best, the first time, is not timed again."""
 CLOSE = 1.01
 """A smaller chunk is taken if it is at most so much slower than the best."""
 FINALISTS, ROUNDS = 3, 2
@@ -186,7 +188,7 @@ class Race:
     def _run_again(self, strategy: str, chunk: int) -> None:
         """The heap grows for longer than that: what came first was seen to take five times what it takes."""
         fastest = min(seen[0] for seen in self._seconds.values())
-        if self._seconds[strategy, chunk][0] <= FAR * fastest and self._left_seconds > 0:
+        if self._seconds[strategy, chunk][0] <= HOPELESS * fastest and self._left_seconds > 0:
             self._run(strategy, chunk)
 
     def _run_whole(self, strategy: str) -> None:
