@@ -28,6 +28,7 @@ from jacjobs.functions import GradientOf, OfParameters
 from jacjobs.precision import coarsest, uses_tf32
 from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
 from jacjobs.trace import Output, Trace, WatchGradients, WatchOperators
+from jacjobs.transforms import vmap
 
 InDims = int | None | Sequence[Any]
 
@@ -90,10 +91,14 @@ class Problem:
         self.tf32: bool | None = None
         """Whether torch may round the factors of float32 products on a GPU to TF32, or may have where J was
         made; None: as torch is set."""
+        self.records = True
+        """Whether calls of `fn` record a graph."""
         self.kept: dict[str, Any] = {}
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
         leaves, self._spec = pytree.tree_flatten(tuple(args))
+        self._are_args = all(spec.is_leaf() for spec in self.argument_specs)
+        """Is each leaf an argument?"""
         self._dims = dims = _leaf_dims(in_dims, self._spec, leaves, batched)
         self.carried = tuple(dim is not None for dim in dims)
         """For every leaf: does it carry the axis of points?"""
@@ -270,28 +275,30 @@ class Problem:
         """
         if self.batched and self.seed is None and tuple(carried) == self.carried:
             return self._call(leaves)
-        in_dims = tuple(0 if c else None for c in carried)
-        lifted = torch.func.vmap(
-            lambda *point: self.call_one(point), in_dims=in_dims, randomness=self.randomness
-        )
-        outputs: list[Tensor] = lifted(*leaves)
-        return outputs
+        return vmap(lambda *point: self.call_one(point), leaves, carried, self.randomness)
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
-        if torch.compiler.is_compiling():  # whoever compiles it has prepared
+        if torch.compiler.is_compiling() or self._is_prepared():  # whoever compiles it has prepared
             return self._outputs(leaves)
         with self._prepared(leaves):
             return self._outputs(leaves)
 
+    def _is_prepared(self) -> bool:
+        """Would `_prepared` change nothing?"""
+        recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        return recorded and self.records and self.seed is None
+
     def _outputs(self, leaves: Sequence[Any]) -> list[Tensor]:
-        return pytree.tree_leaves(self.fn(*pytree.tree_unflatten(list(leaves), self._spec)))
+        # Where there is no tree, looking for one takes longer than a small function.
+        made = self.fn(*(leaves if self._are_args else pytree.tree_unflatten(list(leaves), self._spec)))
+        return [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
 
     @contextmanager
     def _prepared(self, leaves: Sequence[Any]) -> Iterator[None]:
-        """What surrounds every call of `fn`: gradients are recorded, whatever the caller's mode, and the
-        generators begin with the seed, and are left outside as they were.
+        """What surrounds every call of `fn`: gradients are recorded or not, whatever the caller's mode, and
+        the generators begin with the seed, and are left outside as they were.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(self.records):
             if self.seed is None:
                 yield
                 return
@@ -325,6 +332,16 @@ class Problem:
         other = self.with_leaves(self.leaves)
         other.kept = {}
         other.seed = seed
+        return other
+
+    def unrecorded(self) -> Problem:
+        """The same problem, calls of whose function record no graph: of weights that it captured and that
+        require gradients, say. Itself, where the function needs one.
+        """
+        if self.differentiates:
+            return self
+        other = self.with_leaves(self.leaves)
+        other.records = False
         return other
 
     def times(self, seeds: dict[str, Any]) -> Problem:

@@ -57,10 +57,10 @@ class WatchOperators(TorchDispatchMode):
 
 
 class WatchGradients(TorchFunctionMode):
-    """Notes whether `autograd.grad` is called: torch.func's own transforms call it, too."""
+    """Notes whether `autograd.grad` or `backward` is called: torch.func's own transforms call it, too."""
 
     seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or func is torch.autograd.grad
+        self.seen = self.seen or func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
         return func(*args, **(kwargs or {}))

@@ -8,8 +8,9 @@ With n columns a point and chunks of k products, for one point:
 | jvp/repeat | ⌈n/k⌉       | an input, the values and tangents of a pass, a column of m |
 | jvp/vmap   | ⌈n/k⌉       | the tangents of a pass and a column of m                   |
 
-No pass keeps a graph. A call of jvp/repeat is k samples wide; one of jvp/vmap makes the values once and k
-tangents. With many points the chunk runs over pairs of point and column.
+No pass keeps a graph, not even of weights that the function has captured. A call of jvp/repeat is k samples
+wide; one of jvp/vmap makes the values once and k tangents. With many points the chunk runs over pairs of
+point and column.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
 from jacjobs.problem import ALONE, Problem
 from jacjobs.shape import Rectangle
+from jacjobs.transforms import jvp, vmap
 
 
 class JvpLoop(Strategy):
@@ -47,6 +49,7 @@ class JvpLoop(Strategy):
         *,
         create_graph: bool = False,
     ) -> Iterator[Chunk]:
+        problem = problem if create_graph else problem.unrecorded()
         for point in range(block.point_start, block.point_stop):
             leaves = _primals(problem.at_point(point), problem.wanted, create_graph)
             inputs = [leaves[index] for index in problem.wanted]
@@ -79,6 +82,7 @@ class JvpRepeat(Strategy):
         *,
         create_graph: bool = False,
     ) -> Iterator[Chunk]:
+        problem = problem if create_graph else problem.unrecorded()
         for start, stop in point_groups(block, block.columns, chunk):
             for first, last in product_ranges(block.column_start, block.column_stop, chunk):
                 copies, carried = repeated(problem, start, stop, last - first)
@@ -111,6 +115,7 @@ class JvpVmap(Strategy):
         *,
         create_graph: bool = False,
     ) -> Iterator[Chunk]:
+        problem = problem if create_graph else problem.unrecorded()
         for start, stop in point_groups(block, block.columns, chunk):
             points = stop - start
             leaves = problem.at_point(start) if points == 1 else problem.at_points(start, stop)
@@ -136,19 +141,11 @@ class JvpVmap(Strategy):
         self, problem: Problem, leaves: list[Any], tangents: list[Tensor], *, batch: bool
     ) -> list[Tensor]:
         """One tensor (k, [points,] *shape) an output leaf."""
-
         outputs, primals = of_wanted(problem, leaves, batch=batch)
-
-        # Taking lists apart and putting them together is a tenth of what a small function takes.
-        bare = len(problem.output_dtypes) == 1
-
-        def column(*tangent: Tensor) -> Any:
-            of = (lambda *inputs: outputs(*inputs)[0]) if bare else outputs
-            return torch.func.jvp(of, primals, tangent)[1]
-
         with ALONE:
-            made = torch.func.vmap(column, randomness=problem.randomness)(*tangents)
-        return [made] if bare else list(made)
+            return vmap(
+                lambda *tangent: jvp(outputs, primals, tangent), tangents, randomness=problem.randomness
+            )
 
 
 def _primals(leaves: Sequence[Any], wanted: Sequence[int], create_graph: bool) -> list[Any]:

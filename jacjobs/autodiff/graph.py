@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jacjobs.problem import Problem
+from jacjobs.transforms import vmap
 
 
 def watched(
@@ -97,12 +98,11 @@ def vjps(
 ) -> list[Tensor]:
     """One `autograd.grad` of k cotangents at once: they have a leading axis, and so have the results.
 
-    torch.func's vmap over an ordinary graph. What `autograd.grad(is_grads_batched=True)` uses is older: it
+    vmap over an ordinary graph. What `autograd.grad(is_grads_batched=True)` uses is older: it
     has fewer batching rules, and loops over the cotangents where it has none, without a word.
     """
 
     def one(*cotangent: Tensor) -> list[Tensor]:
         return vjp(outputs, inputs, cotangent, keep_graph=keep_graph, create_graph=create_graph)
 
-    made: list[Tensor] = torch.func.vmap(one, randomness="same")(*cotangents)
-    return made
+    return vmap(one, cotangents, randomness="same")

@@ -46,6 +46,10 @@ LOPSIDED = 8
 """Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
 other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
+QUICK_SECONDS = 0.01
+"""Where J takes less, calling torch may take longer than computing. What has the fewest calls wins then, be
+it by copies or by many times more products: all that is batched is looked at.
+"""
 COMPILING_SECONDS = 45.0
 """No further chunk is compiled after about so long."""
 COMPILED_START = 128
@@ -269,46 +273,67 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
         raise InputError.about("chunk", got=repr(chunk), expected="auto or a positive number of products")
     budget = _budget(memory, problem)
     room = _Room(problem, budget)
-    too_large: list[str] = []
-    unsupported: list[str] = []
+    candidates = _Candidates(problem, room, wishes)
+    batched = [name for name in in_order_of_preference(problem.shape) if not name.endswith("/loop")]
     for names in _heats(problem.shape) if strategy == "auto" else [[strategy]]:
-        trials: dict[int, list[str]] = {1: [], 2: []}
-        for name in names:
-            try:
-                if isinstance(chunk, str) and not room.fits(name, 1):
-                    too_large.append(f"{name} needs {room.peak_bytes(name, 1):,} bytes")
-                    continue
-                several = chunk > 1 if isinstance(chunk, int) else room.fits(name, 2)
-            except Exception as error:
-                unsupported.append(explain(error))
-                continue
-            trials[2 if several else 1].append(name)
-        verdicts: dict[str, Verdict] = {}
-        for size, some in trials.items():
-            if some:  # with one reference for all of them
-                verdicts |= try_strategies(problem, some, chunk=size)
-        works = [n for n, v in verdicts.items() if v.reason is None or (v.slow and strategy == n)]
-        unsupported += [v.reason for n, v in verdicts.items() if n not in works and v.reason is not None]
-        if works:
-            if isinstance(chunk, int):
-                plain = Choice(works[0], chunk)
-            else:
-                plain = race(problem, works, room.fits, partial(_made, problem))
-            return _compiled(problem, works, room, plain, chunk) if compiled else plain
-    if too_large:
+        works = candidates.that_work(names)
+        if not works:
+            continue
+        if isinstance(chunk, int):
+            plain = Choice(works[0], chunk)
+        else:
+            run = partial(race, problem, fits=room.fits, make_all=partial(_made, problem))
+            plain = run(works)
+            if strategy == "auto" and plain.seconds < QUICK_SECONDS:
+                others = [n for n in batched if n not in names]
+                plain = run([plain.strategy, *candidates.that_work(others)])
+        return _compiled(problem, works, room, plain, chunk) if compiled else plain
+    if candidates.too_large:
         raise MemoryError(
-            f"one product of the Jacobian: {'; '.join(too_large)}; the budget is {budget:,} bytes; "
-            "free some memory, or allow more with memory="
+            f"one product of the Jacobian: {'; '.join(candidates.too_large)}; the budget is {budget:,} "
+            "bytes; free some memory, or allow more with memory="
         )
     broken = try_strategies(problem, [REFERENCE], chunk=1)[REFERENCE].error
     if broken is not None:
         raise function_error(broken, f"when {REFERENCE} was tried") from broken
     raise InputError.about(
         "strategy",
-        got=f"{strategy}, which this function does not support ({unsupported[-1]})",
+        got=f"{strategy}, which this function does not support ({candidates.unsupported[-1]})",
         expected="one that it does",
         do="leave it at auto",
     )
+
+
+class _Candidates:
+    """Which strategies work, at one product or the wished-for chunk; and what is known of the others."""
+
+    def __init__(self, problem: Problem, room: _Room, wishes: Wishes) -> None:
+        self._problem, self._room, self._wishes = problem, room, wishes
+        self.too_large: list[str] = []
+        self.unsupported: list[str] = []
+
+    def that_work(self, names: Sequence[str]) -> list[str]:
+        room, chunk = self._room, self._wishes.chunk
+        trials: dict[int, list[str]] = {1: [], 2: []}
+        for name in names:
+            try:
+                if isinstance(chunk, str) and not room.fits(name, 1):
+                    self.too_large.append(f"{name} needs {room.peak_bytes(name, 1):,} bytes")
+                    continue
+                several = chunk > 1 if isinstance(chunk, int) else room.fits(name, 2)
+            except Exception as error:
+                self.unsupported.append(explain(error))
+                continue
+            trials[2 if several else 1].append(name)
+        verdicts: dict[str, Verdict] = {}
+        for size, some in trials.items():
+            if some:  # with one reference for all of them
+                verdicts |= try_strategies(self._problem, some, chunk=size)
+        asked = self._wishes.strategy
+        works = [n for n, v in verdicts.items() if v.reason is None or (v.slow and asked == n)]
+        reasons = [v.reason for n, v in verdicts.items() if n not in works]
+        self.unsupported += [reason for reason in reasons if reason is not None]
+        return works
 
 
 def _compiled(problem: Problem, works: list[str], room: _Room, plain: Choice, chunk: int | str) -> Choice:

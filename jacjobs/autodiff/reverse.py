@@ -14,8 +14,7 @@ over pairs of point and row: ⌊k/m⌋ points are handled at once where k ≥ m.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ran
 from jacjobs.autodiff.words import is_out_of_memory
 from jacjobs.problem import Problem
 from jacjobs.shape import Rectangle
+from jacjobs.transforms import vmap
 
 
 class VjpLoop(Strategy):
@@ -180,10 +180,9 @@ class VjpVmap(Strategy):
         def rows_at(*point: Any) -> list[Tensor]:
             fn, inputs = of_wanted(problem, point)
             outputs, pull_back = torch.func.vjp(fn, *inputs)[:2]
-            return list(torch.func.vmap(pull_back)(lay_out(seed, outputs)))
+            return vmap(lambda *cotangents: pull_back(list(cotangents)), lay_out(seed, outputs))
 
-        in_dims = tuple(0 if c else None for c in problem.carried)
-        gradients = torch.func.vmap(rows_at, in_dims=in_dims, randomness=problem.randomness)(*leaves)
+        gradients = vmap(rows_at, leaves, problem.carried, problem.randomness)
         return Chunk(
             slice(start, stop),
             slice(block.row_start, block.row_stop),
@@ -194,6 +193,8 @@ class VjpVmap(Strategy):
 Rows = Callable[[list[Tensor], bool], list[Tensor]]
 """Of cotangents (k, …) of each output; whether the graph is to be kept for others."""
 TRANSFORM = "torch.func.vjp works"
+SMALL = 1 << 18
+"""Entries of J at a point: a Hessian of 500 weights."""
 
 
 def _linearized(problem: Problem, point: int, *, create_graph: bool) -> tuple[list[Tensor], Rows]:
@@ -202,10 +203,12 @@ def _linearized(problem: Problem, point: int, *, create_graph: bool) -> tuple[li
     Where the function calls autograd itself, as one does whose Jacobian is a Hessian, torch.func makes the
     graph. In an ordinary one, operands of matrix products require gradients there; to fold a batch of such
     into one product aten copies them, for a quarter of all the time: docs/decisions/0024. It is an ordinary
-    one where torch.func cannot: with saved-tensor hooks, say.
+    one where J is small, and the transform would take longer than the copies; and where torch.func cannot:
+    with saved-tensor hooks, say.
     """
     leaves = problem.at_point(point)
-    if problem.differentiates and not create_graph and problem.kept.get(TRANSFORM, True):
+    large = problem.shape.rows * problem.shape.columns > SMALL
+    if problem.differentiates and large and not create_graph and problem.kept.get(TRANSFORM, True):
         try:
             return _by_transform(problem, leaves)
         except Exception as error:
@@ -227,8 +230,11 @@ def _by_transform(problem: Problem, leaves: list[Any]) -> tuple[list[Tensor], Ro
         outputs, pull_back = torch.func.vjp(fn, *(leaf.detach() for leaf in inputs))[:2]
 
     def rows(cotangents: list[Tensor], keep_graph: bool) -> list[Tensor]:
-        one = partial(pull_back, retain_graph=keep_graph, create_graph=False)
+        def one(*cotangent: Tensor) -> Sequence[Tensor]:
+            made: Sequence[Tensor] = pull_back(list(cotangent), retain_graph=keep_graph, create_graph=False)
+            return made
+
         with torch.no_grad():
-            return list(torch.func.vmap(one, randomness="same")(cotangents))
+            return vmap(one, cotangents, randomness="same")
 
     return outputs, rows

@@ -93,7 +93,10 @@ def lay_out(made: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """Seeds (k, size) as one tensor (k, *shape) a leaf."""
     # One leaf has all of them: whoever compiles this need not find out.
     parts = [made] if len(like) == 1 else torch.split(made, [leaf.numel() for leaf in like], dim=1)
-    return [
-        part.reshape((made.shape[0], *leaf.shape)).to(leaf.dtype)
-        for part, leaf in zip(parts, like, strict=True)
-    ]
+    return [_shaped(part, leaf) for part, leaf in zip(parts, like, strict=True)]
+
+
+def _shaped(part: Tensor, like: Tensor) -> Tensor:
+    """(k, size) as (k, *shape), in the dtype: each call of torch that need not be is one that takes time."""
+    part = part if like.ndim == 1 else part.reshape((part.shape[0], *like.shape))
+    return part if part.dtype == like.dtype else part.to(like.dtype)

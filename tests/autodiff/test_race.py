@@ -13,6 +13,7 @@ from torch import Tensor
 import jacjobs
 from jacjobs.autodiff import race as racing
 from jacjobs.autodiff import timing
+from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.race import LEAST_SECONDS, Race, chunks_of
 from jacjobs.autodiff.timing import Pass
 from jacjobs.shape import JacobianShape, segments_of
@@ -324,12 +325,33 @@ def test_what_is_slow_here_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Non
     chosen: list[racing.Choice] = []
     race = racing.race
 
-    def seen(*arguments: object) -> racing.Choice:
-        chosen.append(race(*arguments))  # type: ignore[arg-type]
+    def seen(*arguments: Any, **options: Any) -> racing.Choice:
+        chosen.append(race(*arguments, **options))
         return chosen[-1]
 
     monkeypatch.setattr("jacjobs.autodiff.jacobian.race", seen)
     W = torch.randn(100, 60)
     J = jacjobs.jacobian(lambda x: W @ Slow.apply(x))(torch.randn(60))
     torch.testing.assert_close(J, 2 * W)
-    assert not chosen[0][0].startswith("jvp/")
+    assert chosen
+    assert not any(choice.strategy.startswith("jvp/") for choice in chosen)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_where_calls_decide_all_that_is_batched_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    """Copies have fewer calls, and many rows by one backward pass fewer than a few tangents."""
+    seen: set[str] = set()
+    race = racing.race
+
+    def watched(problem: Any, names: Any, *arguments: Any, **options: Any) -> racing.Choice:
+        seen.update(names)
+        return race(problem, names, *arguments, **options)
+
+    monkeypatch.setattr("jacjobs.autodiff.jacobian.race", watched)
+    monkeypatch.setattr("jacjobs.autodiff.jacobian.QUICK_SECONDS", math.inf if quick else 0)
+    W = torch.randn(40, 3)
+    torch.testing.assert_close(jacjobs.jacobian(lambda x: W @ x)(torch.randn(3)), W)
+    batched = {name for name in STRATEGIES if not name.endswith("/loop")}
+    assert seen == (batched if quick else {"jvp/vmap", "double-vjp/vmap"})

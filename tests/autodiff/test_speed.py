@@ -18,6 +18,7 @@ from benchmarks.speed import page
 from benchmarks.speed.pairs import in_turns, ratio
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.strategy import Chunk
+from tests.test_transforms import calls_of
 
 ROUNDS, TIMES = 15, 3
 LEAST = 0.7
@@ -65,6 +66,16 @@ def test_many_points_against_vmap_of_jacrev() -> None:
     peer = vmap(jacrev(of_some))
     torch.testing.assert_close(ours(x), peer(x))
     assert best_ratio(lambda: peer(x), lambda: ours(x)) > LEAST
+
+
+@pytest.mark.parametrize(
+    ("strategy", "peer"), {"vjp/vmap": jacrev, "jvp/vmap": jacfwd, "double-vjp/vmap": jacfwd}.items()
+)
+def test_around_a_small_function_there_is_half_as_much_python(strategy: str, peer: Any) -> None:
+    """Of functions called, which no busy machine changes: there, and on a GPU, they are what takes time."""
+    x = torch.randn(3)
+    ours, theirs = jacjobs.jacobian(torch.sin, strategy=strategy, chunk=3), peer(torch.sin)
+    assert 2 * calls_of(lambda: ours(x)) <= calls_of(lambda: theirs(x))
 
 
 def test_a_real_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES
 from jacjobs.autodiff.guards import check_function
 from jacjobs.autodiff.legality import try_strategies
 from jacjobs.autodiff.reverse import TRANSFORM
+from jacjobs.autodiff.seeds import OneHot
 from jacjobs.errors import InputError
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.options import ComputeOptions
@@ -292,9 +293,10 @@ def _checkpointed(x: torch.Tensor) -> torch.Tensor:
     ids=["gradient", "torch.func", "Jacobian", "points", "plain autograd", "hooks"],
 )
 def test_torch_func_makes_the_graph_of_what_differentiates_inside_itself_where_it_can(
-    problem: Problem, transformed: bool | None
+    problem: Problem, transformed: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None: whichever."""
+    monkeypatch.setattr("jacjobs.autodiff.reverse.SMALL", 0)
     assert problem.differentiates
     for chunk in (1, 2, 9):
         got = compute_block(problem, Pace("vjp/vmap", chunk), whole(problem))
@@ -302,6 +304,32 @@ def test_torch_func_makes_the_graph_of_what_differentiates_inside_itself_where_i
         np.testing.assert_allclose(got, plain, rtol=1e-9, atol=1e-11)
     if transformed is not None:
         assert problem.kept.get(TRANSFORM, True) == transformed
+
+
+def test_a_small_one_has_an_ordinary_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transform's own half millisecond is more than the copies that it spares."""
+    monkeypatch.delattr("torch.func.vjp")
+    problem = Problem.hessian(_energy, (POINTS[0],))
+    got = compute_block(problem, Pace("vjp/vmap", 9), whole(problem))
+    np.testing.assert_allclose(got[0], torch.func.hessian(_energy)(POINTS[0]), rtol=1e-9, atol=1e-11)
+    assert TRANSFORM not in problem.kept
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name.startswith("jvp/")])
+def test_forward_mode_records_no_graph_of_captured_weights(strategy: str) -> None:
+    """jacfwd does, to no use: five times the memory, a quarter more time."""
+    weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(weight @ x)
+
+    problem = Problem(network, (torch.randn(3, dtype=torch.float64),))
+    want = torch.func.jacfwd(network)(problem.leaves[0])
+    assert want.requires_grad
+    chunks = STRATEGIES[strategy].chunks(problem, whole(problem), OneHot(3), 3)
+    made = [leaf for chunk in chunks for leaf in chunk.leaves]
+    assert not any(leaf.requires_grad for leaf in made)
+    torch.testing.assert_close(torch.cat(made, 1)[0].T, want.detach())
 
 
 def test_what_does_not_differentiate_inside_itself_says_so() -> None:
