@@ -16,12 +16,14 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from jacjobs.autodiff.device import device_of
 from jacjobs.autodiff.forward import JvpVmap
@@ -173,7 +175,7 @@ class Compiled(Strategy):
         if size in code.sizes:
             return self._called(code, code.sizes[size], leaves, drawn, several)
         as_graph = device_of(problem).type == "cuda"
-        compiled = _compile(code.products, as_graph=as_graph)
+        compiled = _compile(code.products, forward=self.makes == "columns", as_graph=as_graph)
         made = None
         with warnings.catch_warnings(action="ignore"):
             for _ in range(GRAPH_CALLS if as_graph else 1):
@@ -202,6 +204,7 @@ class Compiled(Strategy):
             if is_out_of_memory(error):
                 raise
             code.reason = explain(error)
+            _leave_dual_level()
             return None
         finally:
             # Where compiling a function with saved-tensor hooks fails, torch (2.13) leaves them disabled.
@@ -295,9 +298,10 @@ class JvpCompiled(Compiled):
         return self._at_points(problem, at_point)
 
 
-def _compile(products: Products, *, as_graph: bool) -> Products:
+def _compile(products: Products, *, forward: bool, as_graph: bool) -> Products:
     """Under a code object of its own: torch keeps no more than eight variants of one.
 
+    forward:   whether seeds are tangents.
     as_graph:  on a GPU, what the code asks for is recorded as a CUDA graph, and replayed: kernels of small
                chunks take less time than asking for each of them.
                https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_cudagraph_trees.html
@@ -307,12 +311,24 @@ def _compile(products: Products, *, as_graph: bool) -> Products:
     code = products.__code__.replace()
     own = FunctionType(code, products.__globals__, code.co_name, None, products.__closure__)
     options: dict[str, Any] = {
-        "post_grad_custom_post_pass": ChunkPass(),
+        "post_grad_custom_post_pass": ChunkPass(forward=forward),
+        "keep_output_stride": False,
         "guard_filter_fn": _watched,
         "triton.cudagraphs": as_graph,
     }
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled
+
+
+def _leave_dual_level() -> None:
+    """Where compiling forward mode fails, torch (2.13) leaves its level of dual numbers entered, and no
+    forward mode works any more.
+    """
+    of_torch: Any = torch._C
+    if forward_ad._current_level < 0:  # else it is the caller's
+        with suppress(RuntimeError):
+            of_torch._enter_dual_level()
+        of_torch._exit_dual_level(level=0)
 
 
 def _watched(guards: Sequence[Any]) -> list[bool]:

@@ -10,6 +10,5 @@ from torch import fx
 def call(graph: fx.Graph, target: Any, *args: Any, **options: Any) -> fx.Node:
     """A new node, and what it makes of fake tensors."""
     node = graph.call_function(target, args, options)
-    known = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
-    node.meta["val"] = target(*known, **options)
+    node.meta["val"] = target(*fx.node.map_arg(args, lambda arg: arg.meta["val"]), **options)
     return node

@@ -7,6 +7,9 @@ not to a compiler of anything:
   scaled, where W was to be multiplied by a diagonal matrix.
 - A tangent of what is not differentiated is zero. Forward mode multiplies by it, at the cost of a product.
 - A tangent is copied to be laid out as its primal is; generated code reads it however it lies.
+- What is put together of the end and the beginning of one tensor is written and read again; it can be read
+  where it lies.
+- `vmap` has the axis of tangents first, where loops along it would be faster: `innermost.py`.
 
 Then large matrix products go to the faster of the libraries there are: `matmul.py`.
 """
@@ -19,7 +22,8 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from jacjobs.autodiff import matmul, nodes
+from jacjobs.autodiff import innermost, matmul, nodes
+from jacjobs.autodiff.innermost import put_tangents_innermost
 from jacjobs.autodiff.nodes import call
 from jacjobs.autodiff.seeds import identity
 
@@ -42,19 +46,31 @@ _PRODUCTS = (aten.mul.Tensor, aten.mm.default)
 
 
 class ChunkPass(CustomGraphPass):
-    """All of them: an option of `torch.compile`."""
+    """All of them: an option of `torch.compile`.
+
+    forward:  whether seeds are tangents.
+    """
+
+    def __init__(self, *, forward: bool) -> None:
+        self._forward = forward
 
     def __call__(self, graph: fx.Graph) -> None:
         drop_zeros(graph)
         drop_copies(graph)
         choose_rows(graph)
+        rotate(graph)
+        graph.eliminate_dead_code()
+        if self._forward:
+            put_tangents_innermost(graph)
+            graph.eliminate_dead_code()
         write_identities_out(graph)
         graph.eliminate_dead_code()
         matmul.use_faster(graph)
 
     def uuid(self) -> bytes:
         """What torch's cache of compiled code tells this from other versions of itself by."""
-        return get_hash_for_files((__file__, matmul.__file__, nodes.__file__))
+        files = __file__, innermost.__file__, matmul.__file__, nodes.__file__
+        return get_hash_for_files(files, extra=str(self._forward))
 
 
 def drop_zeros(graph: fx.Graph) -> None:
@@ -96,6 +112,44 @@ def choose_rows(graph: fx.Graph) -> None:
                 continue
         node.replace_all_uses_with(made)
         graph.erase_node(node)
+
+
+def rotate(graph: fx.Graph) -> None:
+    """Read what is put together of its end and its beginning where it lies, as torch does for `roll`."""
+    for node in graph.find_nodes(op="call_function", target=aten.cat.default):
+        parts, dim = node.args[0], (*node.args[1:], 0)[0]
+        turn = _turn(parts, dim)
+        if turn is None:
+            continue
+        source = parts[0].args[0]
+        made = source.meta["val"]
+        dim, size = dim % made.ndim, made.shape[dim]
+        options = {"start": 0, "step": 1, "dtype": torch.int64, "device": made.device, "requires_grad": False}
+        with made.fake_mode, graph.inserting_before(node):
+            index = call(graph, prims.iota.default, size, **options)
+            turned = call(graph, aten.fmod.Scalar, call(graph, aten.add.Tensor, index, turn), size)
+            node.replace_all_uses_with(call(graph, aten.index.Tensor, source, [None] * dim + [turned]))
+        graph.erase_node(node)
+
+
+def _turn(parts: Any, dim: int) -> int | None:
+    """Where the second of two parts of one tensor ends and the first begins, if they are all of it."""
+    if len(parts) != 2 or any(part.target is not aten.slice.Tensor for part in parts):
+        return None
+    (end, its_dim, begins, ends), (start, other_dim, first, last) = (_range(*part.args) for part in parts)
+    dims = {its_dim, other_dim, dim % end.meta["val"].ndim}
+    whole = first == 0 and last == begins and ends == end.meta["val"].shape[its_dim]
+    return begins if start is end and len(dims) == 1 and whole else None
+
+
+def _range(
+    source: fx.Node, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1
+) -> tuple[fx.Node, int, int, int]:
+    """Of a slice: of what, along which dimension, from where to where; of one with steps, nothing."""
+    made = source.meta["val"]
+    dim %= made.ndim
+    begin, end, _ = slice(start, stop).indices(made.shape[dim])
+    return (source, dim, begin, end) if step == 1 else (source, dim, 0, 0)
 
 
 def write_identities_out(graph: fx.Graph) -> None:

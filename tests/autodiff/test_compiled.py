@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import jacfwd, jacrev, vmap
 
 import jacjobs
 from jacjobs.autodiff import compiled as compiling
@@ -350,3 +350,15 @@ def test_random_functions_are_not_compiled(uncompiled: list[Products]) -> None:
 def test_compiled_code_cannot_be_differentiated_again() -> None:
     with pytest.raises(InputError, match=r"create_graph=True with compile=True"):
         jacjobs.jacobian(torch.sin, create_graph=True, compile=True)
+
+
+def test_forward_mode_works_where_compiling_it_failed() -> None:
+    """torch leaves its level of dual numbers entered then, and allows of no second one."""
+
+    def outer(u: Tensor) -> Tensor:
+        return u[:, None] * u[None, :]
+
+    points = randn(3, 4)
+    for _ in range(2):
+        jac = jacjobs.jacobian(outer, in_dims=0, strategy="jvp/vmap", chunk=12, compile=True)
+        torch.testing.assert_close(jac(points), vmap(jacfwd(outer))(points))
