@@ -16,7 +16,7 @@ import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any, ClassVar
@@ -51,6 +51,7 @@ WholeMaker = Callable[[Sequence[Any]], list[Tensor] | None]
 """Of leaves: (points, products, …) a leaf; None where the code turned out to be of no use."""
 GRAPH_CALLS = 3
 """Of code that becomes a CUDA graph: the first call runs it, the second records it, the third is a replay."""
+KERNEL_ARGUMENTS = 32
 _DEFINED_ONCE = "__builtins_dict__", "__import_torch_dot_", "__import_jacjobs_dot_"
 """What the names of such modules begin with, where a guard names one."""
 
@@ -177,7 +178,7 @@ class Compiled(Strategy):
         as_graph = device_of(problem).type == "cuda"
         compiled = _compile(code.products, forward=self.makes == "columns", as_graph=as_graph)
         made = None
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), _in_short_kernels():
             for _ in range(GRAPH_CALLS if as_graph else 1):
                 made = self._called(code, compiled, leaves, drawn, several)
                 if made is None:
@@ -318,6 +319,23 @@ def _compile(products: Products, *, forward: bool, as_graph: bool) -> Products:
     }
     compiled: Products = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return compiled
+
+
+@contextmanager
+def _in_short_kernels() -> Iterator[None]:
+    """What is compiled meanwhile for a CPU has no more than `KERNEL_ARGUMENTS` tensors a kernel.
+
+    torch puts all loops between two matrix products into one kernel, of up to 500, and what they write is
+    kept until it returns: 20 MB for 40 steps of a simulation, whose pages the system makes anew each time.
+    """
+    from torch._inductor.codegen.cpp import CppScheduling  # it takes a second to import
+
+    before = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM
+    CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = KERNEL_ARGUMENTS
+    try:
+        yield
+    finally:
+        CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = before
 
 
 def _leave_dual_level() -> None:

@@ -362,3 +362,26 @@ def test_forward_mode_works_where_compiling_it_failed() -> None:
     for _ in range(2):
         jac = jacjobs.jacobian(outer, in_dims=0, strategy="jvp/vmap", chunk=12, compile=True)
         torch.testing.assert_close(jac(points), vmap(jacfwd(outer))(points))
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("most", [6, 500])
+def test_long_chains_are_several_kernels(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """What one kernel writes is kept until it returns, however long it is."""
+    from torch._inductor import config
+    from torch._inductor.utils import run_and_get_code
+
+    def path(u: Tensor) -> Tensor:
+        states = []
+        for _ in range(8):
+            u = u + 0.1 * (u.roll(1) - u) * u
+            states.append(u)
+        return torch.stack(states)
+
+    monkeypatch.setattr(compiling, "KERNEL_ARGUMENTS", most)
+    x = randn(6)
+    jac = jacjobs.jacobian(path, strategy="jvp/vmap", chunk=6, compile=True)
+    with config.patch(force_disable_caches=True):
+        J, (code,) = run_and_get_code(jac, x)
+    torch.testing.assert_close(J, jacfwd(path)(x))
+    assert (code.count("async_compile.cpp_pybinding(") > 1) == (most == 6)
