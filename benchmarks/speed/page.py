@@ -26,12 +26,12 @@ WHY: dict[str, str] = {
     "CNN": _CHOICE,
     "transformer block": _CHOICE,
     "LSTM": "plain: the same products as jacfwd's, all at once",
-    "ODE solve": "compiled: torch.compile makes both codes; what surrounds a call takes half as long again, "
-    "and one process differs from the next by 3% (0.98 in another)",
+    "ODE solve": "not known",
     "per sample, parameters": "compiled: torch.compile makes both codes; most of a call is fresh memory, and "
-    "one process differs from the next (1.02 in another)",
+    "one process differs from the next",
     "per sample, inputs of a CNN": _CHOICE,
-    "Hessian": _CHOICE,
+    "Hessian": "plain: the same products in the same chunks, and one process differs from the next (0.93 and "
+    "1.16 in two others)",
 }
 """Of the functions on which jacjobs is slower than somebody. A loss without a reason is no result."""
 

@@ -3,7 +3,7 @@
 `vmap` puts the axis of tangents first. Generated code then runs along the axes of the state, where what
 shifts a state by a cell (`roll`, an index, slices put together: any scheme of finite differences) cannot be
 read as whole vectors. With tangents innermost each shift is one of whole lines. Measured: a half to three
-quarters more speed, docs/decisions/0037.
+quarters more speed, docs/decisions/0038.
 
 All that depends on the seeds is made once more beside the graph, with its axis of tangents last: its twin.
 Where an operator is met of which that is not known, the twins are dropped, and all stays as it was.
@@ -74,13 +74,16 @@ class _Rule:
 
     def twin(self) -> Twin:
         node = self._node
-        if any(isinstance(value, fx.Node) for value in node.kwargs.values()) or not self._ndim:
+        rule = _RULES.get(node.target)
+        if rule is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            rule = _Rule._pointwise
+        by_name = [value for value in node.kwargs.values() if not isinstance(value, torch.dtype)]
+        if rule is None or not self._ndim or (by_name and rule is not _Rule._pointwise):
             raise _UnknownError
-        if node.target in _RULES:
-            return _RULES[node.target](self, *node.args)
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()):
-            return self._pointwise(*node.args)
-        raise _UnknownError
+        twin = rule(self, *node.args)
+        if list(twin.node.meta["val"].shape) != self._shape(twin.axis):
+            raise _UnknownError
+        return twin
 
     def _call(self, *args: Any, axis: int) -> Twin:
         return Twin(call(self._graph, self._node.target, *args, **self._node.kwargs), axis)
@@ -114,12 +117,16 @@ class _Rule:
         return call(self._graph, aten.permute.default, value, order)
 
     def _pointwise(self, *args: Any) -> Twin:
-        if any(isinstance(arg, list | tuple) for arg in args):
+        if any(isinstance(arg, list | tuple) for arg in args) or any(
+            isinstance(value, fx.Node) for value in self._node.kwargs.values()
+        ):
             raise _UnknownError
         axes = [self._twins[arg].axis - arg.meta["val"].ndim for arg in args if arg in self._twins]
         return self._call(*[self._aligned(arg, axes[0]) for arg in args], axis=self._ndim + axes[0])
 
     def _cat(self, parts: Sequence[fx.Node], dim: int = 0) -> Twin:
+        if any(part.meta["val"].ndim != self._ndim for part in parts):  # old ones may be empty
+            raise _UnknownError
         first = next(self._twins[part] for part in parts if part in self._twins)
         free, axis = self._free(first, dim), first.axis
         return self._call([self._aligned(part, axis - self._ndim) for part in parts], free, axis=axis)
@@ -128,7 +135,7 @@ class _Rule:
         twin = self._of(source)
         given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
         dim, index = given[0]
-        if len(given) > 1 or index in self._twins:
+        if len(given) > 1 or index in self._twins or index.meta["val"].dtype is torch.bool:
             raise _UnknownError
         free = self._free(twin, dim)
         more = index.meta["val"].ndim - 1
@@ -142,6 +149,11 @@ class _Rule:
         twin = self._of(source)
         free = self._free(twin, dim)
         return self._call(twin.node, free, *index, axis=twin.axis - (free < twin.axis))
+
+    def _squeeze(self, source: fx.Node, dim: int) -> Twin:
+        if source.meta["val"].shape[dim] != 1:
+            raise _UnknownError
+        return self._select(source, dim)
 
     def _unsqueeze(self, source: fx.Node, dim: int) -> Twin:
         twin = self._of(source)
@@ -172,24 +184,27 @@ class _Rule:
 
     def _reduced(self, source: fx.Node, dims: Sequence[int], keepdim: bool = False) -> Twin:
         twin = self._of(source)
+        if not dims:  # all of them
+            raise _UnknownError
         free = [self._free(twin, dim) for dim in dims]
         before = 0 if keepdim else sum(dim < twin.axis for dim in free)
         return self._call(twin.node, free, keepdim, axis=twin.axis - before)
 
-    def _write(self, target: fx.Node, source: fx.Node, dim: int, *rest: Any) -> Twin:
+    def _write(self, target: fx.Node, source: fx.Node, dim: int = 0, *rest: Any) -> Twin:
         """Into a part of it: of a state's history, say."""
-        twin = self._of(target if target in self._twins else source)
-        axis = twin.axis
-        if target not in self._twins and self._node.target is aten.select_scatter.default:
-            axis += dim % self._ndim <= axis
-        from_right = axis - self._ndim
+        one = self._node.target is aten.select_scatter.default  # of the positions along `dim`
         dim %= self._ndim
+        if target in self._twins:
+            axis = self._twins[target].axis
+        else:
+            axis = self._of(source).axis
+            axis += one and dim <= axis
         if dim == axis:
             raise _UnknownError
-        fewer = self._node.target is aten.select_scatter.default and dim > axis
+        from_right = axis - self._ndim
         return self._call(
             self._aligned(target, from_right),
-            self._aligned(source, from_right + fewer),
+            self._aligned(source, from_right + (one and dim > axis)),
             dim - (dim > axis),
             *rest,
             axis=axis,
@@ -206,7 +221,7 @@ _RULES: dict[Any, Callable[..., Twin]] = {
     aten.index.Tensor: _Rule._index,
     aten.slice.Tensor: _Rule._slice,
     aten.select.int: _Rule._select,
-    aten.squeeze.dim: _Rule._select,
+    aten.squeeze.dim: _Rule._squeeze,
     aten.unsqueeze.default: _Rule._unsqueeze,
     aten.permute.default: _Rule._permute,
     aten.expand.default: _Rule._expand,
