@@ -39,6 +39,9 @@ random numbers.
 """
 
 
+RECORDED = "calls need a graph"
+
+
 class Problem:
     """The Jacobian of `fn` at `args`: what `vmap(jacrev(fn, argnums), in_dims)(*args)` would return.
 
@@ -92,7 +95,7 @@ class Problem:
         """Whether torch may round the factors of float32 products on a GPU to TF32, or may have where J was
         made; None: as torch is set."""
         self.records = True
-        """Whether calls of `fn` record a graph."""
+        """Whether calls of `fn` record a graph; where False, only if `fn` fails without one."""
         self.kept: dict[str, Any] = {}
         """What strategies keep, such as code that was compiled; shared with problems of other values."""
 
@@ -280,11 +283,19 @@ class Problem:
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
         if torch.compiler.is_compiling() or self._is_prepared():  # whoever compiles it has prepared
             return self._outputs(leaves)
-        with self._prepared(leaves):
+        if not self.records and not self.kept.get(RECORDED):
+            try:
+                with self._prepared(leaves, records=False):
+                    return self._outputs(leaves)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:
+                self.kept[RECORDED] = True
+        with self._prepared(leaves, records=True):
             return self._outputs(leaves)
 
     def _is_prepared(self) -> bool:
-        """Would `_prepared` change nothing?"""
+        """Are gradients recorded, as they are to be, and is there no seed?"""
         recorded = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         return recorded and self.records and self.seed is None
 
@@ -294,11 +305,11 @@ class Problem:
         return [made] if isinstance(made, Tensor) else pytree.tree_leaves(made)
 
     @contextmanager
-    def _prepared(self, leaves: Sequence[Any]) -> Iterator[None]:
+    def _prepared(self, leaves: Sequence[Any], *, records: bool = True) -> Iterator[None]:
         """What surrounds every call of `fn`: gradients are recorded or not, whatever the caller's mode, and
         the generators begin with the seed, and are left outside as they were.
         """
-        with torch.inference_mode(False), torch.set_grad_enabled(self.records):
+        with torch.inference_mode(False), torch.set_grad_enabled(records):
             if self.seed is None:
                 yield
                 return
@@ -337,6 +348,9 @@ class Problem:
     def unrecorded(self) -> Problem:
         """The same problem, calls of whose function record no graph: of weights that it captured and that
         require gradients, say. Itself, where the function needs one.
+
+        Some need one that do not call autograd here: modules that take a way of their own without gradients
+        (attention in `eval()`), or branches. These are called again, with a graph, from then on.
         """
         if self.differentiates:
             return self

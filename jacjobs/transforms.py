@@ -33,7 +33,7 @@ def vmap(
 
     carried:  which of `args` have the axis, as their first; None: all of them. At least one has.
 
-    Each result has the axis as its first.
+    Each result has the axis as its first. Nothing is checked: saved-tensor hooks, say, are not refused.
     """
     _load_rules()
     carried = [True] * len(args) if carried is None else carried

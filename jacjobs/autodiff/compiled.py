@@ -13,6 +13,7 @@ Where a function cannot be compiled, or values differ by more than rounding, all
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ from jacjobs.autodiff.strategy import (
     products_of,
 )
 from jacjobs.autodiff.words import explain, is_out_of_memory, tolerance
-from jacjobs.problem import Problem
+from jacjobs.problem import ALONE, Problem
 from jacjobs.shape import Rectangle
 
 Products = Callable[[Sequence[Any], list[Tensor] | None, bool], list[Tensor]]
@@ -52,6 +53,8 @@ WholeMaker = Callable[[Sequence[Any]], list[Tensor] | None]
 GRAPH_CALLS = 3
 """Of code that becomes a CUDA graph: the first call runs it, the second records it, the third is a replay."""
 KERNEL_ARGUMENTS = 32
+"""Of a kernel on a CPU, where a chunk is a long chain of them: docs/decisions/0038."""
+_COMPILING = threading.RLock()
 _DEFINED_ONCE = "__builtins_dict__", "__import_torch_dot_", "__import_jacjobs_dot_"
 """What the names of such modules begin with, where a guard names one."""
 
@@ -205,7 +208,8 @@ class Compiled(Strategy):
             if is_out_of_memory(error):
                 raise
             code.reason = explain(error)
-            _leave_dual_level()
+            if self.makes == "columns":
+                _leave_dual_level()
             return None
         finally:
             # Where compiling a function with saved-tensor hooks fails, torch (2.13) leaves them disabled.
@@ -330,12 +334,13 @@ def _in_short_kernels() -> Iterator[None]:
     """
     from torch._inductor.codegen.cpp import CppScheduling  # it takes a second to import
 
-    before = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM
-    CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = KERNEL_ARGUMENTS
-    try:
-        yield
-    finally:
-        CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = before
+    with _COMPILING:
+        before = CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM
+        CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = KERNEL_ARGUMENTS
+        try:
+            yield
+        finally:
+            CppScheduling.MAX_FUSED_KERNEL_ARGS_NUM = before
 
 
 def _leave_dual_level() -> None:
@@ -343,10 +348,11 @@ def _leave_dual_level() -> None:
     forward mode works any more.
     """
     of_torch: Any = torch._C
-    if forward_ad._current_level < 0:  # else it is the caller's
-        with suppress(RuntimeError):
-            of_torch._enter_dual_level()
-        of_torch._exit_dual_level(level=0)
+    with ALONE:
+        if forward_ad._current_level < 0:  # else it is the caller's
+            with suppress(RuntimeError):
+                of_torch._enter_dual_level()
+            of_torch._exit_dual_level(level=0)
 
 
 def _watched(guards: Sequence[Any]) -> list[bool]:

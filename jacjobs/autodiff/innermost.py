@@ -56,8 +56,8 @@ def put_tangents_innermost(graph: fx.Graph) -> None:
         return
     output = graph.output_node()
     with graph.inserting_before(output):
-        for node in set(output.all_input_nodes) & set(twins):
-            if node.target is identity:
+        for node in output.all_input_nodes:
+            if node not in twins or node.target is identity:
                 continue
             twin, axis = twins[node]
             last = node.meta["val"].ndim - 1
@@ -81,7 +81,8 @@ class _Rule:
         if rule is None or not self._ndim or (by_name and rule is not _Rule._pointwise):
             raise _UnknownError
         twin = rule(self, *node.args)
-        if list(twin.node.meta["val"].shape) != self._shape(twin.axis):
+        made = twin.node.meta["val"]
+        if list(made.shape) != self._shape(twin.axis) or made.dtype != node.meta["val"].dtype:
             raise _UnknownError
         return twin
 
@@ -105,6 +106,8 @@ class _Rule:
         if not isinstance(value, fx.Node):
             return value
         ndim = value.meta["val"].ndim
+        if ndim == 0:  # with an axis it would count more for the dtype of the result
+            return value
         if value in self._twins:
             twin, axis = self._twins[value]
             if axis - ndim != from_right:
@@ -134,8 +137,10 @@ class _Rule:
     def _index(self, source: fx.Node, indices: Sequence[Any]) -> Twin:
         twin = self._of(source)
         given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+        if len(given) != 1:
+            raise _UnknownError
         dim, index = given[0]
-        if len(given) > 1 or index in self._twins or index.meta["val"].dtype is torch.bool:
+        if index in self._twins or index.meta["val"].dtype is torch.bool:
             raise _UnknownError
         free = self._free(twin, dim)
         more = index.meta["val"].ndim - 1

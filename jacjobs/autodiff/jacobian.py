@@ -43,12 +43,12 @@ from jacjobs.problem import InDims, Problem, function_error
 from jacjobs.shape import JacobianShape, Rectangle
 
 LOPSIDED = 8
-"""Where there are so many times fewer columns than rows, no strategy that makes rows is looked at; and the
-other way round."""
+"""Where there are so many times fewer columns than rows, no strategy that makes rows is looked at first; and
+the other way round."""
 BATCHINGS = ("vmap", "repeat", "loop")
-QUICK_SECONDS = 0.01
+QUICK_SECONDS, QUICK_PRODUCTS = 0.01, 1024
 """Where J takes less, calling torch may take longer than computing. What has the fewest calls wins then, be
-it by copies or by many times more products: all that is batched is looked at.
+it by copies or by many times more products: all that is batched is looked at, if it has no more products.
 """
 COMPILING_SECONDS = 45.0
 """No further chunk is compiled after about so long."""
@@ -274,7 +274,6 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
     budget = _budget(memory, problem)
     room = _Room(problem, budget)
     candidates = _Candidates(problem, room, wishes)
-    batched = [name for name in in_order_of_preference(problem.shape) if not name.endswith("/loop")]
     for names in _heats(problem.shape) if strategy == "auto" else [[strategy]]:
         works = candidates.that_work(names)
         if not works:
@@ -285,8 +284,10 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
             run = partial(race, problem, fits=room.fits, make_all=partial(_made, problem))
             plain = run(works)
             if strategy == "auto" and plain.seconds < QUICK_SECONDS:
-                others = [n for n in batched if n not in names]
-                plain = run([plain.strategy, *candidates.that_work(others)])
+                more = candidates.that_work(_quick_too(plain.strategy, problem.shape))
+                if more:
+                    plain = run([plain.strategy, *more])
+                    works += more
         return _compiled(problem, works, room, plain, chunk) if compiled else plain
     if candidates.too_large:
         raise MemoryError(
@@ -304,15 +305,30 @@ def _choose(problem: Problem, wishes: Wishes) -> Choice:
     )
 
 
+def _quick_too(strategy: str, shape: JacobianShape) -> list[str]:
+    """What is batched and may take as few calls as a strategy that took no time."""
+    makes = STRATEGIES[strategy].makes
+    return [
+        name
+        for name in in_order_of_preference(shape)
+        if not name.endswith("/loop")
+        and (STRATEGIES[name].makes == makes or count_lines(STRATEGIES[name], shape) <= QUICK_PRODUCTS)
+    ]
+
+
 class _Candidates:
     """Which strategies work, at one product or the wished-for chunk; and what is known of the others."""
 
     def __init__(self, problem: Problem, room: _Room, wishes: Wishes) -> None:
         self._problem, self._room, self._wishes = problem, room, wishes
+        self._asked: set[str] = set()
         self.too_large: list[str] = []
         self.unsupported: list[str] = []
 
     def that_work(self, names: Sequence[str]) -> list[str]:
+        """Of those that it was not asked for before."""
+        names = [name for name in names if name not in self._asked]
+        self._asked.update(names)
         room, chunk = self._room, self._wishes.chunk
         trials: dict[int, list[str]] = {1: [], 2: []}
         for name in names:

@@ -94,7 +94,7 @@ def drop_copies(graph: fx.Graph) -> None:
     """Use what is copied, where only the order of its entries in memory would change."""
     for node in graph.find_nodes(op="call_function", target=aten.copy.default):
         source = node.args[1]
-        given_back = any(user.op == "output" for user in node.users)  # with the strides that were promised
+        given_back = any(user.op == "output" for user in node.users)  # a result of its own
         if isinstance(source, fx.Node) and _alike(source, node) and not given_back:
             node.replace_all_uses_with(source)
 
@@ -118,7 +118,7 @@ def rotate(graph: fx.Graph) -> None:
     """Read what is put together of its end and its beginning where it lies, as torch does for `roll`."""
     for node in graph.find_nodes(op="call_function", target=aten.cat.default):
         parts, dim = node.args[0], (*node.args[1:], 0)[0]
-        turn = _turn(parts, dim)
+        turn = None if node.kwargs else _turn(parts, dim)
         if turn is None:
             continue
         source = parts[0].args[0]
@@ -136,20 +136,22 @@ def _turn(parts: Any, dim: int) -> int | None:
     """Where the second of two parts of one tensor ends and the first begins, if they are all of it."""
     if len(parts) != 2 or any(part.target is not aten.slice.Tensor for part in parts):
         return None
-    (end, its_dim, begins, ends), (start, other_dim, first, last) = (_range(*part.args) for part in parts)
+    if any(part.kwargs or part.args[4:] not in ((), (1,)) for part in parts):  # steps
+        return None
+    (end, its_dim, begins, ends), (start, other_dim, first, last) = (_range(*part.args[:4]) for part in parts)
     dims = {its_dim, other_dim, dim % end.meta["val"].ndim}
     whole = first == 0 and last == begins and ends == end.meta["val"].shape[its_dim]
     return begins if start is end and len(dims) == 1 and whole else None
 
 
 def _range(
-    source: fx.Node, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1
+    source: fx.Node, dim: int = 0, start: int | None = None, stop: int | None = None
 ) -> tuple[fx.Node, int, int, int]:
-    """Of a slice: of what, along which dimension, from where to where; of one with steps, nothing."""
+    """Of a slice: of what, along which dimension, from where to where."""
     made = source.meta["val"]
     dim %= made.ndim
     begin, end, _ = slice(start, stop).indices(made.shape[dim])
-    return (source, dim, begin, end) if step == 1 else (source, dim, 0, 0)
+    return source, dim, begin, end
 
 
 def write_identities_out(graph: fx.Graph) -> None:

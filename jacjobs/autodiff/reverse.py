@@ -194,7 +194,7 @@ Rows = Callable[[list[Tensor], bool], list[Tensor]]
 """Of cotangents (k, …) of each output; whether the graph is to be kept for others."""
 TRANSFORM = "torch.func.vjp works"
 SMALL = 1 << 18
-"""Entries of J at a point: a Hessian of 500 weights."""
+"""Entries of J at a point, up to which its graph is an ordinary one: a Hessian of 500 weights."""
 
 
 def _linearized(problem: Problem, point: int, *, create_graph: bool) -> tuple[list[Tensor], Rows]:

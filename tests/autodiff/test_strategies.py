@@ -14,7 +14,7 @@ from torch.func import jacrev, vmap
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from jacjobs import Problem
+from jacjobs import Problem, jacobian
 from jacjobs.autodiff.block import Pace, compute_block
 from jacjobs.autodiff.catalogue import COMPILED, STRATEGIES
 from jacjobs.autodiff.guards import check_function
@@ -330,6 +330,27 @@ def test_forward_mode_records_no_graph_of_captured_weights(strategy: str) -> Non
     made = [leaf for chunk in chunks for leaf in chunk.leaves]
     assert not any(leaf.requires_grad for leaf in made)
     torch.testing.assert_close(torch.cat(made, 1)[0].T, want.detach())
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name.startswith("jvp/")])
+def test_forward_mode_records_one_where_the_function_fails_without(strategy: str) -> None:
+    """Attention in `eval()` takes a way of its own without gradients, one that has no forward mode."""
+    attention = torch.nn.MultiheadAttention(4, 2, batch_first=True, dtype=torch.float64).eval()
+    problem = Problem(lambda x: attention(x, x, x)[0], (torch.randn(1, 3, 4, dtype=torch.float64),))
+    got = compute_block(problem, Pace(strategy, 5), whole(problem))
+    np.testing.assert_allclose(got, compute_block(problem, Pace("vjp/loop", 1), whole(problem)), atol=1e-12)
+
+
+def test_forward_mode_goes_on_where_a_branch_needs_gradients() -> None:
+    weight = torch.ones(3, requires_grad=True)
+
+    def branching(x: torch.Tensor) -> torch.Tensor:
+        factor = torch.autograd.grad((weight**3).sum(), weight)[0].detach() if x[0] > 0 else 1.0
+        return x * factor
+
+    jac = jacobian(branching, strategy="jvp/loop")
+    for sign, factor in ((-1, 1.0), (1, 3.0)):
+        torch.testing.assert_close(jac(sign * torch.ones(3)), factor * torch.eye(3))
 
 
 def test_what_does_not_differentiate_inside_itself_says_so() -> None:
