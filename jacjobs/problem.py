@@ -38,8 +38,8 @@ generators. Two runs that go on in threads of one process would else get wrong t
 random numbers.
 """
 
-
 RECORDED = "calls need a graph"
+"""In `kept`, where a function fails without one."""
 
 
 class Problem:
@@ -289,10 +289,13 @@ class Problem:
                     return self._outputs(leaves)
             except (MemoryError, torch.OutOfMemoryError):
                 raise
-            except Exception:
-                self.kept[RECORDED] = True
-        with self._prepared(leaves, records=True):
-            return self._outputs(leaves)
+            except Exception:  # what fails with a graph, too, is raised below
+                pass
+        with self._prepared(leaves):
+            made = self._outputs(leaves)
+        if not self.records:
+            self.kept[RECORDED] = True
+        return made
 
     def _is_prepared(self) -> bool:
         """Are gradients recorded, as they are to be, and is there no seed?"""

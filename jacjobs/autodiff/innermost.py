@@ -30,11 +30,6 @@ class Twin(NamedTuple):
     node: fx.Node
     axis: int
 
-    def without(self, dim: int) -> int | None:
-        """A dimension of the node, as one of the twin; None for that of tangents."""
-        dim %= self.node.meta["val"].ndim
-        return None if dim == self.axis else dim - (dim > self.axis)
-
 
 class _UnknownError(Exception):
     """Of an operator, how it goes with tangents last."""
@@ -95,11 +90,11 @@ class _Rule:
         return self._twins[source]
 
     def _free(self, twin: Twin, dim: int) -> int:
-        """A dimension of the node as one of the twin, if it is not that of tangents."""
-        free = twin.without(dim)
-        if free is None:
+        """A dimension of the twin's node as one of the twin, if it is not that of tangents."""
+        dim %= twin.node.meta["val"].ndim
+        if dim == twin.axis:
             raise _UnknownError
-        return free
+        return dim - (dim > twin.axis)
 
     def _aligned(self, value: Any, from_right: int) -> Any:
         """An operand whose axes count from the right, as broadcasting does; that of tangents put last."""
