@@ -165,7 +165,8 @@ class Race:
                     self._run_whole(strategy)
             for factor, far in STEPS.items():
                 while (ahead := self._ahead(factor, far)) is not None:
-                    self._run(*ahead)
+                    strategy, chunk = ahead
+                    self._run(strategy, chunk, warm=self._takes_no_time(strategy))
             self._run_finals()
         if not self._seconds:  # there was no choice, or there is hardly any memory
             return Choice(next(iter(self._sizes)), 1)
@@ -194,10 +195,16 @@ class Race:
     def _run_whole(self, strategy: str) -> None:
         """All of J at once, which is not copied, is no neighbour of anything: where that takes no time."""
         whole = whole_of(strategy, self._shape)
-        tried = {chunk: seen[0] for (name, chunk), seen in self._seconds.items() if name == strategy}
-        takes_no_time = bool(tried) and min(tried.values()) <= SHARE * self._limit_seconds
-        if takes_no_time and whole in self._sizes[strategy] and whole not in tried:
-            self._run(strategy, whole)
+        there = whole in self._sizes[strategy] and (strategy, whole) not in self._seconds
+        if there and self._takes_no_time(strategy):
+            self._run(strategy, whole, warm=True)
+
+    def _takes_no_time(self, strategy: str) -> bool:
+        """All of J, as far as is known: then a first pass in vain costs little, and memory that the process
+        has not touched yet (15 times slower was seen) counts against no chunk.
+        """
+        tried = [seen[0] for (name, _), seen in self._seconds.items() if name == strategy]
+        return bool(tried) and min(tried) <= SHARE * self._limit_seconds
 
     def _ahead(self, factor: int, far: float) -> tuple[str, int] | None:
         """What to run next: a neighbour, not run yet, of the best chunk of a strategy that may still win."""
@@ -244,9 +251,11 @@ class Race:
         if not finalists:
             return
         if self._make_all is not None:
-            strategy = finalists[0][0]
-            whole = strategy, whole_of(strategy, self._shape)
-            candidates = finalists + [key for key in ranked[FINALISTS:] if key == whole]
+            best, *others = finalists
+            whole = best[0], whole_of(best[0], self._shape)
+            if whole != best and whole in ranked:  # first of those that there may be no time for
+                others = [whole, *(key for key in others if key != whole)]
+            candidates = [best, *others]
             for rounds in (ROUNDS, 1):
                 some = self._in_time(candidates, rounds)
                 if len(some) > 1 or some == candidates:

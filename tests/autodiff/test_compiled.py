@@ -149,12 +149,13 @@ def test_all_of_j_at_once_is_of_each_call_and_outlives_code_that_fails(
     for seed in range(4):
         broken = seed == 3
         x = randn(*shape, seed=seed)
+        want = plain(x)  # in inference mode, torch 2.11 makes zeros of it
         with monkeypatch.context() as later:
             if 0 < seed < 3:
                 later.delattr(compiling.Compiled, "chunks")
-            torch.testing.assert_close(J(x), plain(x))
+            torch.testing.assert_close(J(x), want)
         with torch.inference_mode():
-            torch.testing.assert_close(J(x), plain(x))
+            torch.testing.assert_close(J(x), want)
     assert calls == 7, "six calls that worked, and none after the one that failed"
 
 

@@ -173,6 +173,33 @@ def test_what_came_first_and_seemed_far_behind_is_timed_again(
     assert Race(shape_of(1024, 1024), VMAPS, timer, clock=device.clock).winner().strategy == winner
 
 
+def test_memory_that_was_never_touched_counts_against_no_chunk() -> None:
+    """Seen: 15 times slower in the first pass that needs it. All of J at once is fastest all the same."""
+    device = Device(lambda strategy, chunk: 1e-4 * chunk * (0.5 if chunk == 320 else 1))
+    most = 0
+
+    def timer(strategy: str, chunk: int, warm: bool) -> Pass | None:
+        nonlocal most
+        made = device.timer(strategy, chunk, warm)
+        cold, most = chunk > most and not warm, max(most, chunk)
+        return made and made._replace(chunk_seconds=(15 if cold else 1) * made.chunk_seconds)
+
+    race = Race(shape_of(10, 85_002, points=32), ["vjp/vmap"], timer, clock=device.clock)
+    assert race.winner()[:2] == ("vjp/vmap", 320)
+
+
+def test_all_of_j_at_once_is_in_the_finals_before_the_second_best() -> None:
+    """What it takes is known least, and there may be no time for all."""
+    device = Device(lambda strategy, chunk: 2e-4 * chunk * (2 if chunk == 1024 else 1))
+
+    def make_all(strategy: str, chunk: int) -> bool:
+        device.now += 0.09 if chunk == 1024 else 0.3
+        return True
+
+    race = Race(shape_of(1024, 1024), ["vjp/vmap"], device.timer, make_all, device.clock)
+    assert race.winner()[:2] == ("vjp/vmap", 1024)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_on_a_gpu_no_first_call_counts(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Each kernel is loaded when it is first asked for (seen: it cost the fastest strategy the race)."""
