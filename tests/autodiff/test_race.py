@@ -201,19 +201,24 @@ def test_all_of_j_at_once_is_in_the_finals_before_the_second_best() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_on_a_gpu_no_first_call_counts(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_on_a_gpu_no_first_call_counts_and_chunks_are_larger(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     """Each kernel is loaded when it is first asked for (seen: it cost the fastest strategy the race)."""
     seen: list[bool] = []
+    chunks: list[int] = []
 
-    def timed(*_: object, warm: bool, **__: object) -> Pass:
+    def timed(_: object, strategy: str, chunk: int, *, warm: bool, **__: object) -> Pass:
         seen.append(warm)
+        chunks.append(chunk)
         return Pass(0.0, 1e-3)
 
     monkeypatch.setattr(racing, "timed", timed)
     monkeypatch.setattr(racing, "device_of", lambda problem: torch.device(device))
-    problem = jacjobs.Problem(torch.sin, (torch.randn(6),))
+    problem = jacjobs.Problem(torch.sin, (torch.randn(4096),))
     racing.race(problem, ["vjp/vmap", "jvp/vmap"], lambda strategy, chunk: True)
     assert all(seen) == (device == "cuda")
+    assert chunks[0] == (1024 if device == "cuda" else 64), "chunks that small leave a GPU idle"
 
 
 def test_where_memory_runs_out_nothing_larger_is_tried() -> None:

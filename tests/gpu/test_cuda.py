@@ -75,6 +75,20 @@ def test_blocks_on_their_way_to_the_host_arrive_whole(
     np.testing.assert_allclose(compute_block(problem, Pace(strategy, chunk), part), some, atol=1e-12)
 
 
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "jvp/repeat", "jvp/loop", "double-vjp/vmap"])
+def test_numbers_of_the_host_meet_tangents(strategy: str) -> None:
+    """Tensors without an axis may be on the host. Their tangents are zeros, of which kernels are our own."""
+    one, many = torch.ones((), dtype=torch.float64), torch.arange(10, device="cuda")
+
+    def fn(x: Tensor) -> Tensor:
+        return torch.cat([one - x, x + one, many - x, x * many * 2, (x + 1) / (one + many)])
+
+    x = randn(10).cuda()
+    J = jacjobs.jacobian(fn, strategy=strategy)(x)
+    assert J.is_cuda
+    torch.testing.assert_close(J, jacrev(fn)(x))
+
+
 def test_entries_are_stored_in_another_dtype() -> None:
     made = compute_block(problem_of(), Pace("vjp/vmap", 3), Rectangle(0, POINTS, 0, 20, 0, 18), "float32")
     assert made.dtype == np.float32
