@@ -2,9 +2,10 @@
 
 Where one operand of `add`, `sub` or `mul` is a dual number and the other is not, torch gives the other
 a tangent of zeros that takes no memory. What kernels do with these is next to nothing, but they learn the
-shape and dtype of the result from the operator's meta function, and that is written in Python (`torch._refs`):
-0.2 ms in place of 0.01, in each such operator of each pass. The kernels here say the same without asking
-(docs/decisions/0039). They are there while jacjobs makes products in forward mode, and not otherwise.
+shape and dtype of the result from the operator's meta function, and that is written in Python
+(`torch._refs`): 0.2 ms in place of 0.01, in each such operator of each pass. The kernels here say the same
+without asking (docs/decisions/0039). They are there while jacjobs makes products in forward mode, and not
+otherwise.
 
 Source: `add_zerotensor` and its neighbours in torch's aten/src/ATen/native/BinaryOps.cpp (2.11 to 2.13).
 """
