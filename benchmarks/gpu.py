@@ -7,7 +7,8 @@
     rates     of matrix products and of copies, by themselves
     copies    the copy of a chunk to the host, beside the products of the next
     compute   jacjobs.jacobian against the best peer, function by function, and the share of the device's
-              own rate of matrix products
+              own rate of matrix products; operator by operator, no compilers
+    compiled  the same with compilers, of the functions named by `--compiled`: each takes half a minute
 
 Needs no Ray. Writes gpu.json into the folder `--out` (benchmarks/results, if none is named) as it goes on.
 All float32 products are made in float32: TF32 is off, for JAX too.
@@ -18,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -235,29 +235,35 @@ def rates() -> Iterator[Row]:
     yield {"what": "to the host", "rate": GIB / seconds(lambda: host.copy_(device, non_blocking=True))}
 
 
-def measure_compute(names: list[str], compiled: list[str]) -> Iterator[Row]:
-    """Those that are compiled come last: each takes most of a minute."""
-    speeds = {**compute.FUNCTIONS, **LARGE}
-    for name in sorted(names or speeds, key=compiled.__contains__):
-        speed = speeds[name]
-        for dtype in speed.dtypes:
-            problem = on_gpu(speed.make(dtype=dtype, **speed.sizes))
-            began = time.perf_counter()
-            try:
-                if name in compiled and dtype is speed.dtypes[0]:
-                    with compute.twins_of(speed, dtype) as jax:
-                        row = compute.measured(name, problem, dtype, jax.works, quick=False)
-                else:
-                    row = compute.measured(name, problem, dtype, {}, quick=True)
-            except Exception as error:
-                row = {
-                    "function": name,
-                    "dtype": str(dtype),
-                    "error": f"{type(error).__name__}: {error}"[:400],
-                }
-            else:
-                row["flops"] = flops_of(problem, row["choice"])
-            yield {**row, "took": time.perf_counter() - began}
+SPEEDS = {**compute.FUNCTIONS, **LARGE}
+
+
+def measure_compute(names: list[str]) -> Iterator[Row]:
+    for name in names or SPEEDS:
+        for dtype in SPEEDS[name].dtypes:
+            yield _measured(name, dtype, quick=True)
+
+
+def measure_compiled(names: list[str]) -> Iterator[Row]:
+    for name in names:
+        yield _measured(name, SPEEDS[name].dtypes[0], quick=False)
+
+
+def _measured(name: str, dtype: torch.dtype, *, quick: bool) -> Row:
+    speed = SPEEDS[name]
+    problem = on_gpu(speed.make(dtype=dtype, **speed.sizes))
+    began = time.perf_counter()
+    try:
+        if quick:
+            row = compute.measured(name, problem, dtype, {}, quick=True)
+        else:
+            with compute.twins_of(speed, dtype) as jax:
+                row = compute.measured(name, problem, dtype, jax.works, quick=False)
+    except Exception as error:
+        row = {"function": name, "dtype": str(dtype), "error": f"{type(error).__name__}: {error}"[:400]}
+    else:
+        row["flops"] = flops_of(problem, row["choice"])
+    return {**row, "took": time.perf_counter() - began}
 
 
 def flops_of(problem: Problem, choice: str) -> int:
@@ -274,7 +280,7 @@ def flops_of(problem: Problem, choice: str) -> int:
 
 def warm(name: str) -> None:
     """Compile what a function's row will: torch keeps it on disk."""
-    speed = {**compute.FUNCTIONS, **LARGE}[name]
+    speed = SPEEDS[name]
     problem = on_gpu(speed.make(dtype=speed.dtypes[0], **speed.sizes))
     case = compute.Case(problem)
     for work in compute.compiled_peers_of(case).values():
@@ -292,15 +298,16 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "rates": rates,
     "copies": copies,
 }
-TIMED = ("rates", "copies", "compute")
+TIMED = ("rates", "copies", "compute", "compiled")
 """What has the device to itself."""
+COMPARED = ("compute", "compiled")
 COMPILING_SECONDS = 80.0
 """What compiles ahead is waited for no longer."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", nargs="+", choices=[*SECTIONS, "compute"], default=[*SECTIONS, "compute"])
+    parser.add_argument("--only", nargs="+", choices=[*SECTIONS, *COMPARED], default=[*SECTIONS, *COMPARED])
     parser.add_argument("--functions", nargs="+", default=[])
     parser.add_argument("--compiled", nargs="+", default=[])
     parser.add_argument("--warm")
@@ -320,8 +327,14 @@ def main() -> None:
     ]
     results = options.out / "gpu.json"
     found = json.loads(results.read_text()) if results.exists() else {}
-    sections = {**SECTIONS, "compute": lambda: measure_compute(options.functions, options.compiled)}
+    sections = {
+        **SECTIONS,
+        "compute": lambda: measure_compute(options.functions),
+        "compiled": lambda: measure_compiled(options.compiled),
+    }
     for name in options.only:
+        if name == "compiled" and not options.compiled:
+            continue
         if name in TIMED:
             for process in ahead:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -343,13 +356,16 @@ def main() -> None:
 # -- the page ------------------------------------------------------------------------------------------------
 
 WHY: dict[tuple[str, str], str] = {
-    ("MLP, square", "float32"): "0.1 ms of products: what is around a call decides; measured before a "
-    "quarter of that went",
-    ("MLP, wide", "float32"): "not known: 0.07 ms of 0.9",
-    ("LSTM", "float32"): "the choice; probably loading kernels counted as a strategy's own time: mended, not "
-    "measured again",
-    ("kernel residual", "float64"): "not known: the same products",
-    ("Hessian", "float64"): "the choice: reverse mode, where forward mode is a tenth faster",
+    (
+        "kernel residual",
+        "float64",
+    ): "not known: by a profile of one call it is faster (2.3 ms for 2.5), and in "
+    "the process of the table below 1.04",
+    (
+        "MLP, wide",
+        "float32",
+    ): "0.04 ms of products; a replay copies the 32 MB of weights first (0.03), and what "
+    "is around it takes 0.2",
 }
 """Of rows that are lost."""
 
@@ -364,7 +380,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Written by `python -m benchmarks.gpu`, with `gpu.json` beside it: {devices}; "
         f"{'; '.join(versions)}; {', '.join(sorted({of['date'] for of in some}))}. TF32 is off. "
-        "What has changed since is in docs/decisions/0034.",
+        "Decisions: docs/decisions/0034, 0039.",
         "",
         "| check | seen |",
         "| --- | --- |",
@@ -375,6 +391,8 @@ def page(found: dict[str, Any]) -> str:
             lines.append(f"| {name} | {words(rows[name])} |")
     if "compute" in rows:
         lines += ["", *_compute_table(rows["compute"], rows.get("rates", []))]
+    if "compiled" in rows:
+        lines += ["", *_compiled_table(rows["compiled"])]
     return "\n".join(lines) + "\n"
 
 
@@ -444,33 +462,59 @@ WORDS: dict[str, Callable[[list[Row]], str]] = {
 
 def _compute_table(rows: list[Row], rates: list[Row]) -> list[str]:
     lines = [
-        "`jacjobs.jacobian` against the best peer: throughput, in turns in one run, medians; above 1, it "
-        "is faster. The share is of the device's own rate of matrix products, in the same dtype: what the "
-        "plain choice computes, in the time of the faster one.",
+        "`jacjobs.jacobian` against the best of torch: throughput, in turns in one run, medians of ratios; "
+        "above 1, it is faster. The share is of the device's own rate of matrix products, in the same dtype.",
         "",
-        "| function | dtype | J | choice | plain ÷ torch | best of torch | compiled ÷ compiled "
-        "| best compiled | ms | share | why |",
-        "| --- | --- | --- | --- | ---: | --- | ---: | --- | ---: | ---: | --- |",
+        "| function | dtype | J | choice | jacjobs ÷ torch | best of torch | ms | share | why |",
+        "| --- | --- | --- | --- | ---: | --- | ---: | ---: | --- |",
     ]
     rate = {row["what"].removeprefix("torch."): row["rate"] for row in rates}
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['function']} | {row['dtype']} | {row['error']} |" + " |" * 8)
+            lines.append(_failed(row, 6))
             continue
-        points, m, n = row["shape"]
-        size = f"{m:,} × {n:,}" + (f", {points} points" if points > 1 else "")
-        ours = min(seconds for who, seconds in row["seconds"].items() if who.startswith("jacjobs"))
-        compiled = row.get("compiled")
-        lost = min(row["plain"]["ratio"], compiled["ratio"] if compiled else math.inf) < NOISE
-        why = WHY.get((row["function"], row["dtype"]), "not known") if lost else ""
+        ours, ratio = row["seconds"]["jacjobs"], row["plain"]["ratio"]
+        share = f"{row['flops'] / ours / rate[row['dtype']]:.0%}" if row["dtype"] in rate else ""
         lines.append(
-            f"| {row['function']} | {row['dtype']} | {size} "
-            f"| {'; '.join([row['choice'], *([row['choice_compiled']] if compiled else [])])} "
-            f"| {row['plain']['ratio']:.2f} | {row['plain']['peer']} "
-            + (f"| {compiled['ratio']:.2f} | {compiled['peer']} " if compiled else "| | ")
-            + f"| {1e3 * ours:.2f} | {row['flops'] / ours / rate[row['dtype']]:.0%} | {why} |"
+            f"| {row['function']} | {row['dtype']} | {_size(row)} | {row['choice']} | {ratio:.2f} "
+            f"| {row['plain']['peer']} | {1e3 * ours:.2f} | {share} | {_why(row, ratio)} |"
+        )
+    ratios = [row["plain"]["ratio"] for row in rows if "error" not in row]
+    return [*lines, "", f"Geometric mean: {statistics.geometric_mean(ratios):.2f}."]
+
+
+def _compiled_table(rows: list[Row]) -> list[str]:
+    lines = [
+        "With compilers, the best of jacjobs against the best of all, of those that there was time for:",
+        "",
+        "| function | dtype | J | choice | ms | best ÷ best | best of all | plain ÷ torch | why |",
+        "| --- | --- | --- | --- | ---: | ---: | --- | ---: | --- |",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(_failed(row, 6))
+            continue
+        ours = min(seconds for who, seconds in row["seconds"].items() if who.startswith("jacjobs"))
+        ratio = row["all"]["ratio"]
+        lines.append(
+            f"| {row['function']} | {row['dtype']} | {_size(row)} | {row['choice_compiled']} "
+            f"| {1e3 * ours:.2f} | {ratio:.2f} | {row['all']['peer']} | {row['plain']['ratio']:.2f} "
+            f"| {_why(row, ratio)} |"
         )
     return lines
+
+
+def _failed(row: Row, more: int) -> str:
+    return f"| {row['function']} | {row['dtype']} | {row['error']} |" + " |" * more
+
+
+def _size(row: Row) -> str:
+    points, m, n = row["shape"]
+    return f"{m:,} × {n:,}" + (f", {points} points" if points > 1 else "")
+
+
+def _why(row: Row, ratio: float) -> str:
+    return WHY.get((row["function"], row["dtype"]), "not known") if ratio < NOISE else ""
 
 
 if __name__ == "__main__":
