@@ -22,6 +22,8 @@ from torch import Tensor
 
 from jacjobs.problem import ALONE
 
+# What torch.library.Library is made of. One of those each time would leave 136 bytes behind.
+_library: Any = torch._C._dispatch_library("IMPL", "aten", "")
 _there = False
 _mentioned = False
 
@@ -34,24 +36,24 @@ def forward_mode() -> Iterator[None]:
         if _there:
             yield
             return
-        with torch.library._scoped_library("aten", "IMPL") as library:
-            _register(library)
+        try:
             _there = True
-            try:
-                yield
-            finally:
-                _there = False
+            _register()
+            yield
+        finally:
+            _library.reset()
+            _there = False
 
 
-def _register(library: Any) -> None:
+def _register() -> None:
     global _mentioned
     if not _mentioned:  # torch 2.11 mentions the first kernel of the process that is replaced
         _mentioned = True
         with warnings.catch_warnings(action="ignore"):
-            _register(library)
+            _register()
         return
     for name, kernel in _KERNELS.items():
-        library.impl(name, kernel, "ZeroTensor", allow_override=True)
+        _library.impl(name, "ZeroTensor", kernel, False)
 
 
 Operand = Tensor | complex
