@@ -25,8 +25,7 @@ from torch.autograd import forward_ad
 from jacjobs.autodiff.graph import of_wanted, repeated, tiled
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
-from jacjobs.autodiff.zeros import forward_mode
-from jacjobs.problem import Problem
+from jacjobs.problem import ALONE, Problem
 from jacjobs.shape import Rectangle
 from jacjobs.transforms import jvp, vmap
 
@@ -56,7 +55,7 @@ class JvpLoop(Strategy):
             inputs = [leaves[index] for index in problem.wanted]
             for column in range(block.column_start, block.column_stop):
                 tangents = [seed[0] for seed in make(seeds, column, column + 1, inputs)]
-                with forward_mode(), forward_ad.dual_level():
+                with ALONE, forward_ad.dual_level():
                     outputs = problem.call_one(_dual(leaves, problem.wanted, tangents))
                     columns = [_tangent(output).reshape(1, 1, -1) for output in outputs]
                 yield Chunk(slice(point, point + 1), slice(column, column + 1), columns)
@@ -89,7 +88,7 @@ class JvpRepeat(Strategy):
                 copies, carried = repeated(problem, start, stop, last - first)
                 leaves = _primals(copies, problem.wanted, create_graph)
                 seed = make(seeds, first, last, [leaves[index][0] for index in problem.wanted])
-                with forward_mode(), forward_ad.dual_level():
+                with ALONE, forward_ad.dual_level():
                     duals = _dual(leaves, problem.wanted, [tiled(part, stop - start) for part in seed])
                     outputs = problem.call_batch(duals, carried)
                     columns = [_tangent(output).reshape(stop - start, last - first, -1) for output in outputs]
@@ -143,7 +142,7 @@ class JvpVmap(Strategy):
     ) -> list[Tensor]:
         """One tensor (k, [points,] *shape) an output leaf."""
         outputs, primals = of_wanted(problem, leaves, batch=batch)
-        with forward_mode():
+        with ALONE:
             return vmap(
                 lambda *tangent: jvp(outputs, primals, tangent), tangents, randomness=problem.randomness
             )

@@ -25,6 +25,8 @@ from jacjobs.shape import JacobianShape
 
 START, GPU_START = 64, 1024
 """The chunk that every strategy runs at first. On a GPU, 64 products mostly take as long as 1,024."""
+GPU_START_SECONDS = 0.02
+"""Where 64 take longer, they do not, and 1,024 might take longer than a race."""
 STEPS = {4: 4.0, 2: 1.3}
 """The factors between chunks, and how many times slower than the best, as far as is known, a strategy may be
 to go on. At one chunk that says little yet."""
@@ -79,15 +81,13 @@ def race(
     fits:           may a strategy run at a chunk? Asked for as few as possible: it may take a while.
     make_all:       makes all of J, for the finals.
     least_seconds:  the race may take so long, or a tenth of what J takes.
-    start:          the chunk that every strategy runs at first; None: what the device is known for.
+    start:          the chunk that every strategy runs at first; None: small, or larger where a GPU is idle.
     near:           where each chunk costs much to try, one that the best is expected near to: others go first
                     that are nearer to it. None: large ones go first, and all of J at once.
     """
 
     # A GPU gets each kernel's code when that is first asked for: seconds, where chunks take milliseconds.
     always_warm = on_gpu = device_of(problem).type == "cuda"
-    if start is None:
-        start = GPU_START if on_gpu else START
 
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
@@ -104,6 +104,11 @@ def race(
             into=device_of(problem) if chunk < whole_of(strategy, problem.shape) else None,
         )
 
+    if start is None:
+        start = START
+        small = time_it(names[0], min(START, whole_of(names[0], problem.shape)), True) if on_gpu else None
+        if small is not None and small.chunk_seconds <= GPU_START_SECONDS:
+            start = GPU_START
     racing = Race(
         problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start, near=near
     )

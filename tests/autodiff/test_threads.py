@@ -69,7 +69,7 @@ def test_threads_do_not_draw_each_others_numbers() -> None:
 @pytest.mark.parametrize(
     ("module", "naive"),
     [
-        *[("jacjobs.autodiff.zeros", f"wrong_in_threads({name!r}, 150)") for name in FORWARD],
+        *[("jacjobs.autodiff.forward", f"wrong_in_threads({name!r}, 150)") for name in FORWARD],
         ("jacjobs.problem", "draws_in_threads(500)"),
     ],
 )
