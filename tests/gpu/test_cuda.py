@@ -77,7 +77,7 @@ def test_blocks_on_their_way_to_the_host_arrive_whole(
 
 @pytest.mark.parametrize("strategy", ["jvp/vmap", "jvp/repeat", "jvp/loop", "double-vjp/vmap"])
 def test_numbers_of_the_host_meet_tangents(strategy: str) -> None:
-    """Tensors without an axis may be on the host. Their tangents are zeros, of which kernels are our own."""
+    """Tensors without an axis may be on the host."""
     one, many = torch.ones((), dtype=torch.float64), torch.arange(10, device="cuda")
 
     def fn(x: Tensor) -> Tensor:
