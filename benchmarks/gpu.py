@@ -298,9 +298,10 @@ SECTIONS: dict[str, Callable[[], Iterator[Row]]] = {
     "rates": rates,
     "copies": copies,
 }
-TIMED = ("rates", "copies", "compute", "compiled")
-"""What has the device to itself."""
 COMPARED = ("compute", "compiled")
+"""With peers, function by function."""
+TIMED = ("rates", "copies", *COMPARED)
+"""What has the device to itself."""
 COMPILING_SECONDS = 80.0
 """What compiles ahead is waited for no longer."""
 
@@ -356,16 +357,11 @@ def main() -> None:
 # -- the page ------------------------------------------------------------------------------------------------
 
 WHY: dict[tuple[str, str], str] = {
-    (
-        "kernel residual",
-        "float64",
-    ): "calls of Python within torch, of which its older vmap has fewer: decision 39",
+    ("kernel residual", "float64"): "calls of Python within torch, of which its older vmap has fewer: "
+    "decision 39",
     ("Hessian", "float64"): "the choice: before races began with larger chunks; not measured by itself since",
-    (
-        "MLP, wide",
-        "float32",
-    ): "0.04 ms of products; a replay copies the 32 MB of weights first (0.03), and what "
-    "is around it takes 0.2",
+    ("MLP, wide", "float32"): "0.04 ms of products; a replay copies the 32 MB of weights first (0.03), and "
+    "what is around it takes 0.2",
 }
 """Of rows that are lost."""
 

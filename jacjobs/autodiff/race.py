@@ -87,7 +87,7 @@ def race(
     """
 
     # A GPU gets each kernel's code when that is first asked for: seconds, where chunks take milliseconds.
-    always_warm = on_gpu = device_of(problem).type == "cuda"
+    on_gpu = device_of(problem).type == "cuda"
 
     def time_it(strategy: str, chunk: int, warm: bool) -> Pass | None:
         if not fits(strategy, chunk):
@@ -98,7 +98,7 @@ def race(
             chunk,
             enough_seconds=ENOUGH_SECONDS,
             most_bytes=MOST_BYTES,
-            warm=warm or always_warm,
+            warm=warm or on_gpu,
             slow_seconds=SLOW_SECONDS,
             # A chunk that is all of J is returned as it is.
             into=device_of(problem) if chunk < whole_of(strategy, problem.shape) else None,
@@ -106,9 +106,11 @@ def race(
 
     if start is None:
         start = START
-        small = time_it(names[0], min(START, whole_of(names[0], problem.shape)), True) if on_gpu else None
-        if small is not None and small.chunk_seconds <= GPU_START_SECONDS:
-            start = GPU_START
+        sizes = chunks_of(names[0], problem.shape)
+        if on_gpu and sizes[-1] > START:
+            small = time_it(names[0], max(size for size in sizes if size <= START), True)
+            if small is not None and small.chunk_seconds <= GPU_START_SECONDS:
+                start = GPU_START
     racing = Race(
         problem.shape, names, time_it, make_all, least_seconds=least_seconds, start=start, near=near
     )
