@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from jacjobs.autodiff.constants import without_zeros
 from jacjobs.autodiff.graph import of_wanted, repeated, tiled
 from jacjobs.autodiff.seeds import SeedMaker, make
 from jacjobs.autodiff.strategy import Chunk, Strategy, point_groups, product_ranges
@@ -55,7 +56,7 @@ class JvpLoop(Strategy):
             inputs = [leaves[index] for index in problem.wanted]
             for column in range(block.column_start, block.column_stop):
                 tangents = [seed[0] for seed in make(seeds, column, column + 1, inputs)]
-                with ALONE, forward_ad.dual_level():
+                with ALONE, forward_ad.dual_level(), without_zeros(problem):
                     outputs = problem.call_one(_dual(leaves, problem.wanted, tangents))
                     columns = [_tangent(output).reshape(1, 1, -1) for output in outputs]
                 yield Chunk(slice(point, point + 1), slice(column, column + 1), columns)
@@ -142,9 +143,14 @@ class JvpVmap(Strategy):
     ) -> list[Tensor]:
         """One tensor (k, [points,] *shape) an output leaf."""
         outputs, primals = of_wanted(problem, leaves, batch=batch)
+
+        def called(*duals: Tensor) -> list[Tensor]:
+            with without_zeros(problem):
+                return outputs(*duals)
+
         with ALONE:
             return vmap(
-                lambda *tangent: jvp(outputs, primals, tangent), tangents, randomness=problem.randomness
+                lambda *tangent: jvp(called, primals, tangent), tangents, randomness=problem.randomness
             )
 
 

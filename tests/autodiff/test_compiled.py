@@ -242,7 +242,7 @@ def test_what_may_change_is_looked_at(source: str) -> None:
 def assert_compiled(J: Any) -> None:
     (ready,) = J._ready
     assert ready.choice.strategy in COMPILED
-    (code,) = ready._problem.kept.values()
+    code = ready._problem.kept[ready.choice.strategy]
     assert code.reason is None
 
 
