@@ -23,8 +23,10 @@ import torch
 
 import jacjobs
 from jacjobs import api
+from jacjobs.job import job_from_options
 from jacjobs.planning.geometry import Tiling
 from jacjobs.planning.planner import Plan
+from jacjobs.record import new_record
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import RayExecutor
 from jacjobs.run.cluster.session import Placement
@@ -57,7 +59,7 @@ def real(workers: int) -> float:
     problem = jacjobs.Problem(torch.sin, (torch.zeros(BLOCKS, 1),), in_dims=0)
     with tempfile.TemporaryDirectory(prefix="jj") as folder:
         options = {"strategy": "vjp/loop", "chunk": 1, "check": "off", "compression": "none"}
-        job = api._job_from_options(problem, f"{folder}/run", options)
+        job = job_from_options(problem, f"{folder}/run", options)
         tiling = Tiling(
             points=BLOCKS,
             rows=1,
@@ -68,7 +70,7 @@ def real(workers: int) -> float:
             block_rows=1,
             block_columns=1,
         )
-        record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
+        record = new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
         place = RunFolder(job.output.path)
         place.create(record)
         plan, metadata = Plan.model_validate(record.plan), part_metadata(record)

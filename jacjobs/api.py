@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
-import hashlib
-import json
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ValidationError
-
 from jacjobs.autodiff.catalogue import COMPILED, strategy_named
 from jacjobs.autodiff.check import CHECKERS
 from jacjobs.autodiff.device import device_of, tf32_as_wished
-from jacjobs.errors import InputError, RunDiffersError, StoreError
+from jacjobs.errors import InputError, RunDiffersError
 from jacjobs.fingerprint import fingerprint
-from jacjobs.jobspec import JobSpec, load_problem, parse_job
+from jacjobs.job import Job, job_from_options, job_from_spec, prepared
+from jacjobs.jobspec import parse_job
 from jacjobs.planning.choice import Chooser, Resources, Timing
 from jacjobs.planning.geometry import BLOCK_BYTES
-from jacjobs.planning.options import ClusterOptions, ComputeOptions, OutputOptions
+from jacjobs.planning.options import ComputeOptions
 from jacjobs.planning.planner import Facts, Plan, Planner, chooser_for
 from jacjobs.planning.sparse import SparseChooser
 from jacjobs.problem import Problem
+from jacjobs.record import differences, new_record, plan_in, renewed, unlike
 from jacjobs.run.address import INLINE, LOCAL, check_address
 from jacjobs.run.comparison import differing_products
 from jacjobs.run.coordinator import Coordinator, part_metadata
@@ -49,56 +42,11 @@ from jacjobs.store.verify import Fault, Verdict, verify_run
 from jacjobs.structure.compression import Grouped
 from jacjobs.structure.detection import MOST_SECONDS
 
-THE_RESULT: dict[str, Any] = {
-    **dict.fromkeys(
-        (
-            "shape",
-            "strategy",
-            "chunk",
-            "tiling",
-            "pattern",
-            "threads",
-            "compression",
-            "stripe",
-            "group_records",
-        ),
-        True,
-    ),
-    "second": {"strategy": True, "chunk": True},
-}
-"""Of a plan: what decides what is written."""
 WORTH_BYTES = 256 << 20
 """A dense J of less is not looked at: finding its pattern takes a second or two. What kind of dataset a job
 leaves must not depend on the machine, so this is not seconds."""
 AUTO_SECONDS = 20.0
 """So long a look may take that nobody has asked for."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A problem and what is asked for; `spec` and `folder` are set if it came from a job file."""
-
-    problem: Problem
-    name: str
-    output: OutputOptions
-    compute: ComputeOptions = field(default_factory=ComputeOptions)
-    cluster: ClusterOptions = field(default_factory=ClusterOptions)
-    spec: JobSpec | None = None
-    folder: Path | None = None
-    modules: tuple[ModuleType, ...] = ()
-
-
-def job_from_spec(spec: JobSpec, folder: Path) -> Job:
-    """Build the problem that a job file names; `folder` is where the file is."""
-    if spec.schedule is not None:
-        raise InputError.about(
-            f"job {spec.name!r}",
-            got="a job with a schedule",
-            expected="that of one occurrence",
-            do="make it by `spec.at(occurrence)`",
-        )
-    problem, modules = load_problem(spec, folder)
-    return _job(problem, spec.name, spec.output, spec.compute, spec.cluster, spec, folder, tuple(modules))
 
 
 def plan(problem: Problem, *, device: str | None = None, **options: Any) -> Plan:
@@ -111,7 +59,7 @@ def plan(problem: Problem, *, device: str | None = None, **options: Any) -> Plan
     Raises InputError for options that do not fit, or where memory or disk do not suffice; FunctionError where
     the function raises.
     """
-    return plan_job(_job_from_options(problem, "runs/unnamed", options), device)
+    return plan_job(job_from_options(problem, "runs/unnamed", options), device)
 
 
 def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
@@ -124,7 +72,7 @@ def submit(problem: Problem, path: str | Path, **options: Any) -> Run:
 
     Raises InputError (RunDiffersError, if a run of another job is there) before anything is written.
     """
-    return submit_job(_job_from_options(problem, str(path), options))
+    return submit_job(job_from_options(problem, str(path), options))
 
 
 def plan_job(job: Job, device: str | None = None) -> Plan:
@@ -138,7 +86,7 @@ def plan_of(path: str | Path) -> Plan:
     """
     folder = RunFolder(path)
     folder.require_run()
-    return _plan_in(folder, folder.record())
+    return plan_in(folder, folder.record())
 
 
 def measure_job(job: Job, seconds: float) -> tuple[list[Reading], Plan]:
@@ -173,12 +121,12 @@ def submit_job(job: Job) -> Run:
     folder.check_writable()
     if folder.is_run:
         record = folder.record()
-        differences = _differences(record, job)
-        if not differences:
-            _plan_in(folder, record)
-            return _begin(job, folder, _renewed(record, job))
+        differing = differences(record, job)
+        if not differing:
+            plan_in(folder, record)
+            return _begin(job, folder, renewed(record, job))
         if not job.output.overwrite:
-            raise RunDiffersError.checklist(folder.uri, differences)
+            raise RunDiffersError.checklist(folder.uri, differing)
     return _begin(job, folder, None)
 
 
@@ -233,8 +181,8 @@ def _products_faults(J: JacobianDataset, problem: Problem) -> Iterator[Fault]:
     """Where the dataset differs from the problem's own products, or its run from the problem."""
     record = J.record
     given = {key: record.options[key] for key in ("dtype", "seed", "tf32") if key in record.options}
-    problem = _prepared(problem, ComputeOptions(**given))
-    differing = _unlike(record.fingerprint, fingerprint(problem))
+    problem = prepared(problem, ComputeOptions(**given))
+    differing = unlike(record.fingerprint, fingerprint(problem))
     if differing:
         yield Fault("_jacjobs/plan.json", f"is of another problem: {differing[0]} differs")
         return
@@ -300,7 +248,7 @@ def attach(run: str | Path) -> Run:
     folder = RunFolder(path)
     folder.require_run()
     record = folder.record()
-    _plan_in(folder, record)
+    plan_in(folder, record)
     running = Lookout(folder.uri) if named is None else named.running(record, folder.uri)
     return Run(folder.uri, record, running, attach)
 
@@ -477,176 +425,6 @@ def _created(
     if plan.groups is not None:
         digest = folder.write_pattern(draft.sparsity.of(plan.groups).arrays())
         plan = plan.model_copy(update={"pattern": digest})
-    record = _new_record(job, plan, draft.marks)
+    record = new_record(job, plan, draft.marks)
     folder.create(record)
     return record
-
-
-# -- putting a record together -----------------------------------------------------------------------------
-
-
-def _job_from_options(problem: Problem, path: str, options: dict[str, Any]) -> Job:
-    """Sort keyword options into the sections of a job file; refuse those that none knows."""
-    sections: dict[type[BaseModel], dict[str, Any]] = {
-        ComputeOptions: {},
-        OutputOptions: {"path": path},
-        ClusterOptions: {},
-    }
-    for key, value in options.items():
-        if key == "output_dtype":
-            sections[OutputOptions]["dtype"] = value
-            continue
-        owner = next((section for section in sections if key in section.model_fields), None)
-        if owner is None or key == "path":
-            known = sorted(
-                {k for section in sections for k in section.model_fields} - {"path"} | {"output_dtype"}
-            )
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-            raise InputError.about(
-                f"option {key!r}",
-                got=repr(value),
-                expected="one of " + ", ".join(known),
-                do=f"did you mean {near[0]!r}?" if near else None,
-            )
-        sections[owner][key] = value
-    try:
-        compute = ComputeOptions(**sections[ComputeOptions])
-        output = OutputOptions(**sections[OutputOptions])
-        cluster = ClusterOptions(**sections[ClusterOptions])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError.about(
-            f"option {first['loc'][0]}", got=repr(first["input"]), expected=first["msg"]
-        ) from None
-    return _job(problem, path.rstrip("/").rpartition("/")[2], output, compute, cluster)
-
-
-def _job(
-    problem: Problem,
-    name: str,
-    output: OutputOptions,
-    compute: ComputeOptions,
-    cluster: ClusterOptions,
-    spec: JobSpec | None = None,
-    folder: Path | None = None,
-    modules: tuple[ModuleType, ...] = (),
-) -> Job:
-    problem = _prepared(problem, compute)
-    return Job(problem, name, output, compute, cluster, spec, folder, modules)
-
-
-def _prepared(problem: Problem, compute: ComputeOptions) -> Problem:
-    """The problem as a job's options want it."""
-    if compute.dtype is not None:
-        problem = problem.to(dtype=getattr(torch, compute.dtype))
-    problem = problem.with_leaves(problem.leaves) if compute.seed is None else problem.seeded(compute.seed)
-    problem.tf32 = compute.tf32
-    return problem
-
-
-def _result_options(job: Job) -> dict[str, Any]:
-    """The options that change what is written."""
-    return {
-        "strategy": job.compute.strategy,
-        "chunk": job.compute.chunk,
-        **({} if job.compute.structure == "auto" else {"structure": job.compute.structure}),
-        "dtype": job.compute.dtype,
-        "seed": job.compute.seed,
-        **({"tf32": True} if job.compute.tf32 else {}),
-        "layout": job.output.layout,
-        "output.dtype": job.output.dtype,
-        "compression": job.output.compression,
-        "cpus_per_worker": job.cluster.cpus_per_worker,
-    }
-
-
-def _differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
-    """(what, what the run has, what the job has) for everything that makes them different runs."""
-    had = {**record.fingerprint, **record.options, **_that_compute(record.versions)}
-    has = {**fingerprint(job.problem), **_result_options(job), **_that_compute(_versions())}
-    return [(what, str(had.get(what)), str(has.get(what))) for what in _unlike(had, has)]
-
-
-def _that_compute(versions: dict[str, str]) -> dict[str, str]:
-    """The versions of what decides the last bits of J."""
-    return {f"version of {name}": versions.get(name, "unknown") for name in ("torch", "jacjobs")}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jacjobs", "torch", "pyarrow", "ray")},
-    }
-
-
-def _unlike(had: dict[str, Any], has: dict[str, Any]) -> list[str]:
-    """The keys whose values differ, in their order."""
-    return [what for what in dict.fromkeys([*had, *has]) if had.get(what) != has.get(what)]
-
-
-def _plan_in(folder: RunFolder, record: RunRecord) -> Plan:
-    """The plan that a run was frozen with.
-
-    Raises InputError for one that another version froze and this one does not understand, StoreError for one
-    that is of another J than the rest of the record.
-    """
-    try:
-        plan = Plan.model_validate(record.plan)
-    except ValidationError as error:
-        first, version = error.errors(include_url=False)[0], record.versions.get("jacjobs")
-        what = f"{'no' if first['type'] == 'missing' else 'another'} {'.'.join(map(str, first['loc']))}"
-        raise InputError.about(
-            folder.uri,
-            got=f"a run of jacjobs {version}, whose plan has {what}",
-            expected="one of this version",
-            do="finish it with that version, or --force-new to begin again",
-        ) from None
-    tiling, shape = plan.tiling, record.shape
-    cut = tiling.points, tiling.rows, tiling.columns, tiling.layout
-    told = plan.shape, plan.layout, plan.stripe
-    if told != (shape, record.layout, record.stripe) or cut != (
-        shape.points,
-        shape.rows,
-        shape.columns,
-        record.layout,
-    ):
-        raise StoreError(f"the plan in {folder} is of another J than its shape says; restore its plan.json")
-    return plan
-
-
-def _renewed(record: RunRecord, job: Job) -> RunRecord:
-    """The record with what may change between two attempts, since it does not change what is written."""
-    compute = job.compute
-    plan = {
-        **record.plan,
-        "nonfinite": compute.nonfinite,
-        "check_all": compute.check == "all" or job.problem.pattern is not None,
-        "block_timeout": compute.block_timeout,
-    }
-    if compute.check == "off":
-        plan["checked_by"] = None
-        if plan.get("second") is not None:
-            plan["second"] = {**plan["second"], "checked_by": None}
-    return record.model_copy(update={"plan": plan})
-
-
-def _new_record(job: Job, plan: Plan, marks: dict[str, str]) -> RunRecord:
-    options = _result_options(job)
-    content = plan.model_dump(mode="json", include=THE_RESULT)
-    run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]
-    spec = None
-    if job.spec is not None:
-        spec = {"spec": job.spec.model_dump(mode="json"), "folder": str(job.folder)}
-    return RunRecord(
-        run=run,
-        name=job.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
-        shape=plan.shape,
-        layout=plan.layout,
-        stripe=plan.stripe,
-        fingerprint=marks,
-        options=options,
-        plan=plan.model_dump(mode="json"),
-        job=spec,
-    )

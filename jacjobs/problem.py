@@ -23,14 +23,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from jacjobs.arguments import (
+    InDims,
+    check_differentiated,
+    check_outputs,
+    checked_argnums,
+    count_points,
+    differentiated,
+    leaf_dims,
+    named_leaves,
+)
 from jacjobs.errors import FunctionError, InputError
 from jacjobs.functions import GradientOf, OfParameters
 from jacjobs.precision import coarsest, uses_tf32
 from jacjobs.shape import JacobianShape, Structure, Tree, segments_of
 from jacjobs.trace import Output, Trace, WatchGradients, WatchOperators
 from jacjobs.transforms import vmap
-
-InDims = int | None | Sequence[Any]
 
 ALONE = threading.RLock()
 """For what torch has one of in a process, and threads must take turns at: the level of dual numbers, and the
@@ -82,7 +90,7 @@ class Problem:
                 "Problem args", got=type(args).__name__, expected="a tuple of arguments", do="write args=(x,)"
             )
         self.fn = fn
-        self.argnums = _checked_argnums(argnums, len(args))
+        self.argnums = checked_argnums(argnums, len(args))
         self._one_argnum = isinstance(argnums, int)
         self.batched = batched
         self.in_dims = in_dims
@@ -102,16 +110,16 @@ class Problem:
         leaves, self._spec = pytree.tree_flatten(tuple(args))
         self._are_args = all(spec.is_leaf() for spec in self.argument_specs)
         """Is each leaf an argument?"""
-        self._dims = dims = _leaf_dims(in_dims, self._spec, leaves, batched)
+        self._dims = dims = leaf_dims(in_dims, self._spec, leaves, batched)
         self.carried = tuple(dim is not None for dim in dims)
         """For every leaf: does it carry the axis of points?"""
-        self.points = _count_points(leaves, dims)
+        self.points = count_points(leaves, dims)
         """P; 1 without in_dims."""
         self.leaves = self.with_points_first(leaves)
         """Every leaf of args, the axis of points (if any) moved to the front."""
-        self._input_names, self.wanted = _differentiated(args, self.argnums)
+        self._input_names, self.wanted = differentiated(args, self.argnums)
         """Indices into `leaves` of those differentiated, in the order of the columns of J."""
-        self._check_wanted()
+        check_differentiated(self._input_names, [self.leaves[index] for index in self.wanted])
 
     @classmethod
     def parameters(
@@ -420,8 +428,8 @@ class Problem:
             point.append(leaf)
         with self._prepared(leaves), WatchOperators() as operators, WatchGradients() as gradients:
             result = self.fn(*pytree.tree_unflatten(point, self._spec))
-        named = _named_leaves(result, alone="output")
-        _check_outputs(named)
+        named = named_leaves(result, alone="output")
+        check_outputs(named)
         if self.batched:
             for name, output in named:
                 if output.ndim == 0 or output.shape[0] != samples:
@@ -442,32 +450,6 @@ class Problem:
             differentiates=gradients.seen,
             convolves=operators.convolutions,
         )
-
-    def _check_wanted(self) -> None:
-        for name, index in zip(self._input_names, self.wanted, strict=True):
-            leaf = self.leaves[index]
-            where = f"differentiated input {name!r}"
-            if not isinstance(leaf, Tensor):
-                raise InputError.about(
-                    where,
-                    got=type(leaf).__name__,
-                    expected="a floating-point tensor",
-                    do="close over what is not differentiated, or pass it as another argument",
-                )
-            if not leaf.is_floating_point():
-                raise InputError.about(
-                    where,
-                    got=str(leaf.dtype),
-                    expected="a floating-point tensor (real, not complex or integer)",
-                    do="convert it with .float(), or differentiate with respect to another argument",
-                )
-        if sum(self.input_sizes) == 0:
-            raise InputError.about(
-                "differentiated inputs",
-                got="no elements (n = 0)",
-                expected="at least one",
-                do="check argnums",
-            )
 
 
 def canonical(pattern: Any) -> Any:
@@ -499,101 +481,6 @@ def _user_traceback(error: BaseException) -> str:
     return "".join(lines + traceback.format_exception_only(error)).rstrip()
 
 
-def _checked_argnums(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    whole = [number for number in numbers if isinstance(number, int) and -count <= number < count]
-    normal = tuple(number % count for number in whole) if count else ()
-    if not numbers or len(whole) != len(numbers) or len(set(normal)) != len(normal):
-        raise InputError.about(
-            "argnums", got=repr(argnums), expected=f"different positions among {count} arguments"
-        )
-    return normal
-
-
-def _leaf_dims(in_dims: InDims, spec: Any, leaves: list[Any], batched: bool) -> list[int | None]:
-    """The axis of points of every leaf, None where it has none."""
-    if in_dims is None:
-        if batched:
-            raise InputError.about(
-                "batched=True",
-                got="in_dims=None",
-                expected="in_dims that say which arguments carry the leading axis",
-                do="write in_dims=0, or one entry an argument",
-            )
-        return [None] * len(leaves)
-    tree = tuple(in_dims) if isinstance(in_dims, list) else in_dims
-    dims = pytree._broadcast_to_and_flatten(tree, spec)
-    if dims is None or not all(dim is None or isinstance(dim, int) for dim in dims):
-        raise InputError.about(
-            "in_dims",
-            got=repr(in_dims),
-            expected="an axis, or one entry (an axis or None) for each argument, as in torch.func.vmap",
-            do=f"give one entry for each of the {len(spec.children())} arguments",
-        )
-    if all(dim is None for dim in dims):
-        raise InputError.about(
-            "in_dims", got=repr(in_dims), expected="at least one axis", do="leave in_dims out for one point"
-        )
-    # One axis for everything skips what cannot have an axis, as a user of in_dims=0 means it.
-    if isinstance(in_dims, int):
-        dims = [dim if isinstance(leaf, Tensor) else None for dim, leaf in zip(dims, leaves, strict=True)]
-    for dim, leaf in zip(dims, leaves, strict=True):
-        if dim is None:
-            continue
-        if not isinstance(leaf, Tensor) or not -leaf.ndim <= dim < leaf.ndim:
-            got = f"shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise InputError.about(
-                f"in_dims={in_dims!r}", got=got, expected=f"a tensor with an axis {dim}", do="correct in_dims"
-            )
-        if batched and dim != 0:
-            raise InputError.about(
-                "batched=True", got=f"in_dims={in_dims!r}", expected="0 or None: a leading axis"
-            )
-    return dims
-
-
-def _count_points(leaves: list[Any], dims: list[int | None]) -> int:
-    sizes = {leaf.shape[dim] for leaf, dim in zip(leaves, dims, strict=True) if dim is not None}
-    if len(sizes) > 1:
-        raise InputError.about(
-            "in_dims",
-            got=f"axes of sizes {sorted(sizes)}",
-            expected="the same number of points in each",
-            do="correct in_dims or the arguments",
-        )
-    points: int = sizes.pop() if sizes else 1
-    if points == 0:
-        raise InputError.about("in_dims", got="an axis of size 0", expected="at least one point")
-    return points
-
-
-def _differentiated(args: Sequence[Any], argnums: tuple[int, ...]) -> tuple[list[str], tuple[int, ...]]:
-    """Names of the differentiated leaves, and their positions among all leaves of args."""
-    counts = [len(pytree.tree_leaves(arg)) for arg in args]
-    names: list[str] = []
-    positions: list[int] = []
-    for number in argnums:
-        named = _named_leaves(args[number], alone="input")
-        prefix = f"{number}." if len(argnums) > 1 else ""
-        names += [prefix + name for name, _ in named]
-        first = sum(counts[:number])
-        positions += range(first, first + counts[number])
-    return names, tuple(positions)
-
-
-def _named_leaves(tree: Any, alone: str) -> list[tuple[str, Any]]:
-    """Leaves by path, `layer1.weight`; a tree that is one leaf is called `alone`."""
-    paths, _ = pytree.tree_flatten_with_path(tree)
-    return [(".".join(_key_name(key) for key in path) or alone, leaf) for path, leaf in paths]
-
-
-def _key_name(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
 def _tree(spec: pytree.TreeSpec, numbers: Iterator[int]) -> Tree:
     """The structure as JSON; leaves are numbered as they come."""
     if spec.is_leaf():
@@ -603,29 +490,6 @@ def _tree(spec: pytree.TreeSpec, numbers: Iterator[int]) -> Tree:
         keys = spec.context if spec.type is not defaultdict else spec.context[1]
         return {"dict": children, "keys": [key if isinstance(key, int | str) else str(key) for key in keys]}
     return {"list" if spec.type is list else "tuple": children}
-
-
-def _check_outputs(named: list[tuple[str, Any]]) -> None:
-    for name, output in named:
-        where = f"fn's output {name!r}"
-        if not isinstance(output, Tensor):
-            raise InputError.about(
-                where, got=type(output).__name__, expected="a tensor", do="return tensors, or pytrees of them"
-            )
-        if not output.is_floating_point():
-            raise InputError.about(
-                where,
-                got=str(output.dtype),
-                expected="a floating-point tensor (real, not complex or integer)",
-                do="return its real and imaginary parts, or leave it out",
-            )
-    if named and not any(output.requires_grad for _, output in named):
-        raise InputError.about(
-            "fn's outputs",
-            got="none that depends differentiably on the differentiated inputs",
-            expected="at least one",
-            do="look for detach(), no_grad(), integer operations, or a wrong argnums",
-        )
 
 
 def _storage_dtype(dtype: torch.dtype) -> str:

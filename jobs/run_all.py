@@ -30,10 +30,11 @@ import ray
 import torch
 
 from jacjobs import JacobianDataset
-from jacjobs.api import Job, job_from_spec, submit_job
+from jacjobs.api import submit_job
 from jacjobs.cli.follow import follow
 from jacjobs.cli.render import duration, note, print_table, size
 from jacjobs.cli.sinks import LogFormat, sink_for
+from jacjobs.job import Job, job_from_spec
 from jacjobs.jobspec import read_job
 from jacjobs.occurrences import latest
 

@@ -1,5 +1,5 @@
 """Imports point one way: errors → shape → problem → autodiff | structure | planning | store → run | jobspec →
-api | scheduling | remote → cli.
+job → record → api | scheduling | remote → cli.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "shape": {"errors"},
     "cost": {"errors", "shape"},
     "functions": {"errors"},
+    "arguments": {"errors"},
     "precision": set(),
     "trace": set(),
     "transforms": set(),
-    "problem": {"errors", "shape", "functions", "precision", "trace", "transforms"},
+    "problem": {"errors", "shape", "functions", "arguments", "precision", "trace", "transforms"},
     "fingerprint": {"errors", "shape", "problem"},
-    "autodiff": {"errors", "shape", "cost", "functions", "precision", "problem", "transforms"},
+    "autodiff": {"errors", "shape", "cost", "functions", "arguments", "precision", "problem", "transforms"},
     "structure": {"errors", "shape", "problem"},
     "planning": {"errors", "shape", "cost", "problem"},
     "store": {"errors", "shape"},
@@ -31,6 +32,8 @@ MAY_IMPORT = {
     "occurrences": {"errors", "planning"},
     "jobspec": {"errors", "shape", "problem", "planning", "occurrences"},
 }
+MAY_IMPORT["job"] = {"errors", "problem", "planning", "jobspec"}
+MAY_IMPORT["record"] = {"errors", "fingerprint", "planning", "store", "job"}
 MAY_IMPORT["remote"] = {"errors", "jobspec", "store"}
 MAY_IMPORT["api"] = set(MAY_IMPORT) | {"jobspec"}
 MAY_IMPORT["scheduling"] = {"errors", "planning", "occurrences", "jobspec", "store"}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from jacjobs.arguments import InDims
 from jacjobs.autodiff.catalogue import (
     COMPILED,
     STRATEGIES,
@@ -39,7 +40,7 @@ from jacjobs.autodiff.words import explain, is_out_of_memory
 from jacjobs.cost import CostModel, parse_bytes
 from jacjobs.errors import InputError
 from jacjobs.functions import inside_transform
-from jacjobs.problem import InDims, Problem, function_error
+from jacjobs.problem import Problem, function_error
 from jacjobs.shape import JacobianShape, Rectangle
 
 LOPSIDED = 8

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jacjobs.errors import InputError
 
 if TYPE_CHECKING:
-    from jacjobs.api import Job
+    from jacjobs.job import Job
     from jacjobs.jobspec import JobSpec
 
 
@@ -34,7 +34,7 @@ def spec_of(
 
 def built(spec: JobSpec, path: Path) -> Job:
     """With its problem, built here: of a job that is to run elsewhere too."""
-    from jacjobs.api import job_from_spec
+    from jacjobs.job import job_from_spec
 
     return job_from_spec(spec, path.absolute().parent)
 

@@ -15,7 +15,8 @@ import pytest
 import scipy
 
 import jacjobs
-from jacjobs.api import job_from_spec, submit_job
+from jacjobs.api import submit_job
+from jacjobs.job import job_from_spec
 from jacjobs.jobspec import read_job
 from tests.conftest import JOBS
 from tests.docs.pages import ROOT

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.func import functional_call, jacrev, vmap
 
-from jacjobs.api import Job, job_from_spec, submit_job
+from jacjobs.api import submit_job
+from jacjobs.job import Job, job_from_spec
 from jacjobs.jobspec import read_job
 from tests.conftest import JOBS
 

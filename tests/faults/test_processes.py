@@ -21,6 +21,8 @@ import torch
 import jacjobs
 from jacjobs.cli.app import main
 from jacjobs.errors import IncompleteError, InputError, NonFiniteError, StoppedError, StoreError, WorkersError
+from jacjobs.job import job_from_spec
+from jacjobs.record import new_record
 from jacjobs.run.cluster import session
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import RayExecutor
@@ -91,9 +93,9 @@ def test_without_asking_for_a_block_again_the_run_of_a_killed_worker_never_ends(
 
 def coordinator_in_this_process(job: TroubledJob) -> Coordinator:
     """Over Ray, but for the coordinator: what a test changes in here counts."""
-    made = jacjobs.api.job_from_spec(jacjobs.jobspec.read_job(job.file, []), job.folder)
+    made = job_from_spec(jacjobs.jobspec.read_job(job.file, []), job.folder)
     plan = jacjobs.api.plan_job(made)
-    record = jacjobs.api._new_record(made, plan, {})
+    record = new_record(made, plan, {})
     RunFolder(job.out).create(record)
     payload = Payload.pack(made.problem, made.modules)
     return Coordinator(

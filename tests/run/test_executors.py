@@ -27,8 +27,10 @@ from jacjobs.errors import (
     RunDiffersError,
     StoreError,
 )
+from jacjobs.job import job_from_options
 from jacjobs.planning import geometry
 from jacjobs.planning.planner import Plan
+from jacjobs.record import new_record
 from jacjobs.run import inline
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.executor import Call, RayExecutor
@@ -399,8 +401,8 @@ class LateExecutor(RayExecutor):
 def test_a_loss_that_comes_together_with_the_workers_last_block(tmp_path: Path) -> None:
     """What the worker computed is kept, and nothing more is asked of it."""
     problem = deadly_problem(points=12, killer=1)
-    job = api._job_from_options(problem, str(tmp_path / "a"), {"strategy": "vjp/vmap", "chunk": 100})
-    record = api._new_record(job, api.plan_job(job), {})
+    job = job_from_options(problem, str(tmp_path / "a"), {"strategy": "vjp/vmap", "chunk": 100})
+    record = new_record(job, api.plan_job(job), {})
     folder = RunFolder(tmp_path / "a")
     folder.create(record)
     metadata = part_metadata(record)
@@ -436,7 +438,7 @@ def test_tiny_blocks_travel_together_and_one_that_kills_its_worker_harms_no_othe
         return torch.sin(x)
 
     problem = jacjobs.Problem(fn, (torch.arange(points, dtype=torch.float64)[:, None],), in_dims=0)
-    job = api._job_from_options(problem, "unnamed", {"strategy": "vjp/loop", "chunk": 1, "check": "off"})
+    job = job_from_options(problem, "unnamed", {"strategy": "vjp/loop", "chunk": 1, "check": "off"})
     tiling = geometry.Tiling(
         points=points,
         rows=1,
@@ -447,7 +449,7 @@ def test_tiny_blocks_travel_together_and_one_that_kills_its_worker_harms_no_othe
         block_rows=1,
         block_columns=1,
     )
-    record = api._new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
+    record = new_record(job, api.plan_job(job).model_copy(update={"tiling": tiling}), {})
     plan, metadata = Plan.model_validate(record.plan), part_metadata(record)
 
     def run(name: str, executor: Any, *arguments: Any) -> Manifest:

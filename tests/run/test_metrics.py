@@ -18,7 +18,9 @@ import torch
 
 import jacjobs
 from jacjobs import api
+from jacjobs.job import job_from_options
 from jacjobs.planning.planner import Plan
+from jacjobs.record import new_record
 from jacjobs.run.cluster.metrics import LABELS, METRICS, Metric, RunMetrics
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.inline import InlineExecutor
@@ -120,8 +122,8 @@ def test_every_reading_is_a_metric() -> None:
 
 def carried_out(folder: Path, observer: Any) -> Manifest:
     problem = jacjobs.Problem(lambda x: x.sin() * x.sum(), (torch.randn(20, 3),), in_dims=0)
-    job = api._job_from_options(problem, str(folder), {"address": "inline"})
-    record = api._new_record(job, api.plan_job(job), {})
+    job = job_from_options(problem, str(folder), {"address": "inline"})
+    record = new_record(job, api.plan_job(job), {})
     RunFolder(folder).create(record)
     plan = Plan.model_validate(record.plan)
     return Coordinator(

@@ -16,6 +16,7 @@ from torch import Tensor
 import jacjobs
 from jacjobs import Problem, api
 from jacjobs.errors import FunctionError
+from jacjobs.job import Job, job_from_options
 from jacjobs.planning.planner import chooser_for
 from jacjobs.run.cluster.actors import Payload
 from jacjobs.run.cluster.session import Placement
@@ -38,8 +39,8 @@ def noted(folder: Path) -> Problem:
     return Problem(fn, (randn(40, 8),), in_dims=0)
 
 
-def drafted(problem: Problem, path: Path, **options: object) -> tuple[api.Job, api._Draft]:
-    job = api._job_from_options(problem, str(path), options)
+def drafted(problem: Problem, path: Path, **options: object) -> tuple[Job, api._Draft]:
+    job = job_from_options(problem, str(path), options)
     return job, api._draft(job)
 
 
