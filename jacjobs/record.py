@@ -37,7 +37,7 @@ THE_RESULT: dict[str, Any] = {
 """Of a plan: what decides what is written."""
 
 
-def result_options(job: Job) -> dict[str, Any]:
+def _result_options(job: Job) -> dict[str, Any]:
     """The options that change what is written."""
     return {
         "strategy": job.compute.strategy,
@@ -56,7 +56,7 @@ def result_options(job: Job) -> dict[str, Any]:
 def differences(record: RunRecord, job: Job) -> list[tuple[str, str, str]]:
     """(what, what the run has, what the job has) for everything that makes them different runs."""
     had = {**record.fingerprint, **record.options, **_that_compute(record.versions)}
-    has = {**fingerprint(job.problem), **result_options(job), **_that_compute(_versions())}
+    has = {**fingerprint(job.problem), **_result_options(job), **_that_compute(_versions())}
     return [(what, str(had.get(what)), str(has.get(what))) for what in unlike(had, has)]
 
 
@@ -124,7 +124,7 @@ def renewed(record: RunRecord, job: Job) -> RunRecord:
 
 
 def new_record(job: Job, plan: Plan, marks: dict[str, str]) -> RunRecord:
-    options = result_options(job)
+    options = _result_options(job)
     content = plan.model_dump(mode="json", include=THE_RESULT)
     run = hashlib.sha256(json.dumps([marks, options, content], sort_keys=True).encode()).hexdigest()[:16]
     spec = None
