@@ -284,9 +284,13 @@ class Problem:
         axis where it takes none (parameters repeated once a sample, say), or that would give each sample a
         randomness of its own.
         """
-        if self.batched and self.seed is None and tuple(carried) == self.carried:
-            return self._call(leaves)
-        return vmap(lambda *point: self.call_one(point), leaves, carried, self.randomness)
+        if self.lifts(carried):
+            return vmap(lambda *point: self.call_one(point), leaves, carried, self.randomness)
+        return self._call(leaves)
+
+    def lifts(self, carried: Sequence[bool]) -> bool:
+        """Does `call_batch` lift the function?"""
+        return not self.batched or self.seed is not None or tuple(carried) != self.carried
 
     def _call(self, leaves: Sequence[Any]) -> list[Tensor]:
         if torch.compiler.is_compiling() or self._is_prepared():  # whoever compiles it has prepared

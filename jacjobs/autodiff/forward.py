@@ -143,14 +143,11 @@ class JvpVmap(Strategy):
     ) -> list[Tensor]:
         """One tensor (k, [points,] *shape) an output leaf."""
         outputs, primals = of_wanted(problem, leaves, batch=batch)
-
-        def called(*duals: Tensor) -> list[Tensor]:
-            with without_zeros(problem):
-                return outputs(*duals)
-
+        if not (batch and problem.lifts(problem.carried)):
+            outputs = without_zeros(problem)(outputs)
         with ALONE:
             return vmap(
-                lambda *tangent: jvp(called, primals, tangent), tangents, randomness=problem.randomness
+                lambda *tangent: jvp(outputs, primals, tangent), tangents, randomness=problem.randomness
             )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import jacfwd
+from torch.overrides import TorchFunctionMode
 
 import jacjobs
 from jacjobs import Problem
@@ -258,11 +259,114 @@ def test_what_is_no_number_may_know_what_to_do() -> None:
     assert torch.equal(columns(Problem(fn, (x,)), "jvp/vmap"), torch.eye(3))
 
 
-def test_compiled_code_within_the_function() -> None:
-    inner = torch.compile(lambda x: torch.sin(2 * x) + 1, backend="eager")
+BODIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one": lambda x: x + 3,
+    "two": lambda x: x * 2 + 1,
+    "three": lambda x: torch.sin(x * 2) + 1,
+    "both sides": lambda x: 2 / (3 - x * 2),
+}
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "jvp/loop"])
+@pytest.mark.parametrize("body", BODIES)
+def test_compiled_code_within_the_function(body: str, strategy: str, fullgraph: bool) -> None:
+    """torch traces modes, too. Where it can do it without ours, it can do it with it."""
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+
+    def products() -> Tensor:
+        inner = torch.compile(BODIES[body], backend="eager", fullgraph=fullgraph)
+        return columns(Problem(lambda x: 3 * inner(x) - 1, (x,)), strategy)
+
+    def plain() -> Tensor:
+        with pytest.MonkeyPatch.context() as without:
+            without.setattr(constants, "_alone", lambda: False)
+            return products()
+
+    try:
+        plain()
+    except Exception as error:
+        pytest.skip(f"torch cannot: {type(error).__name__}")
+    finally:
+        torch._dynamo.reset()
+    torch.testing.assert_close(products(), jacfwd(lambda x: 3 * BODIES[body](x) - 1)(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "jvp/loop"])
+def test_code_that_is_compiled_later(strategy: str) -> None:
+    """Not in the first pass, but where values take another branch. And once, not in each pass."""
+    seen = []
+
+    def counted(graph: Any, _: Any) -> Any:
+        seen.append(graph)
+        return graph.forward
+
+    inner = torch.compile(lambda x: torch.sin(x * 2) + 1, backend=counted)
+    J = jacjobs.jacobian(lambda x: x * 2 if x[0] > 0 else inner(x) * 2, strategy=strategy)
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(J(x), 2 * torch.eye(3, dtype=torch.float64))
+    for _ in range(3):
+        torch.testing.assert_close(J(-x), torch.diag(4 * torch.cos(-2 * x)))
+    assert len(seen) <= 1
+
+
+def test_a_mode_of_the_callers_sees_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product, not one of values and one of tangents."""
+
+    class Squashed(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            return torch.tanh(made) if func is Tensor.mul else made
+
+    x = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    want = torch.diag(2 - 2 * torch.tanh(2 * x) ** 2)
+    with Squashed():
+        assert not constants._alone()
+        for strategy in ("jvp/vmap", "jvp/loop"):
+            torch.testing.assert_close(columns(Problem(lambda x: x * 2, (x,)), strategy), want)
+    with torch.device("cpu"):
+        assert constants._alone()
+
+
+@pytest.mark.parametrize("strategy", ["jvp/vmap", "jvp/loop"])
+def test_inference_mode_within_is_left_alone(strategy: str) -> None:
+    def fn(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            y = x * 2
+        return x * x + y.clone()
+
     x = torch.randn(3)
-    got = columns(Problem(lambda x: 3 * inner(x) - 1, (x,)), "jvp/vmap")
-    torch.testing.assert_close(got, jacfwd(lambda x: 3 * torch.sin(2 * x))(x))
+    assert torch.equal(columns(Problem(fn, (x,)), strategy), torch.diag(2 * x))
+
+
+def test_what_cannot_be_looked_up_is_torchs() -> None:
+    class Twice:
+        def __eq__(self, _: object) -> bool:  # and so no hash
+            return False
+
+        def __call__(self, x: Tensor) -> Tensor:
+            if torch.overrides.has_torch_function((x,)):
+                made: Tensor = torch.overrides.handle_torch_function(self, (x,), x)
+                return made
+            return x * 2
+
+    x = torch.randn(3)
+    assert torch.equal(columns(Problem(Twice(), (x,)), "jvp/vmap"), 2 * torch.eye(3))
+
+
+def test_many_points_say_nothing_of_one() -> None:
+    """There the function is lifted, and what it meets is out of sight."""
+    problem = Problem(shifted, (torch.randn(4, 3),), in_dims=0)
+    maker = STRATEGIES["jvp/vmap"]
+    for chunk in (12, 3):
+        for _ in maker.chunks(problem, corner(maker, problem, 4, 3), OneHot(3), chunk):
+            pass
+        assert problem.kept.get(constants._PAYS) is (True if chunk == 3 else None)
+    batched = Problem(lambda x: 2 * x + 1, (torch.randn(4, 3),), in_dims=0, batched=True)
+    for _ in maker.chunks(batched, corner(maker, batched, 4, 3), OneHot(3), 12):
+        pass
+    assert batched.kept[constants._PAYS] is True
 
 
 def test_where_a_rule_cannot_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,9 +377,19 @@ def test_where_a_rule_cannot_torch_does(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("no such kernel")
 
     x = torch.randn(3)
-    monkeypatch.setattr(constants, "_RULES", dict.fromkeys(constants._RULES, broken))
+    rules = constants._Rules(broken, broken)
+    monkeypatch.setattr(constants, "_RULES", dict.fromkeys(constants._RULES, rules))
     assert torch.equal(columns(Problem(shifted, (x,)), "jvp/vmap"), jacfwd(shifted)(x))
     assert len(asked) == 7
+
+
+def test_want_of_memory_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def large(*_: Any) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(constants, "_RULES", dict.fromkeys(constants._RULES, constants._Rules(large, large)))
+    with pytest.raises(torch.OutOfMemoryError):
+        tangents(shifted, torch.randn(3), ours=True)
 
 
 def test_no_level_is_left_behind() -> None:
