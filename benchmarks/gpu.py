@@ -357,8 +357,11 @@ def main() -> None:
 # -- the page ------------------------------------------------------------------------------------------------
 
 WHY: dict[tuple[str, str], str] = {
-    ("kernel residual", "float64"): "calls of Python within torch, of which its older vmap has fewer: "
-    "decision 39",
+    (
+        "kernel residual",
+        "float64",
+    ): "calls of Python within torch, of which its older vmap has fewer; none are "
+    "made since (decision 40), not measured",
     ("Hessian", "float64"): "the choice: before races began with larger chunks; not measured by itself since",
     ("MLP, wide", "float32"): "0.04 ms of products; a replay copies the 32 MB of weights first (0.03), and "
     "what is around it takes 0.2",

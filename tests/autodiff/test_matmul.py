@@ -51,8 +51,11 @@ def test_products_are_right_and_lie_as_torch_was_told(
 @needs_a_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("strategy", COMPILED)
-def test_compiled_chunks_call_them(strategy: str, dtype: torch.dtype) -> None:
+def test_compiled_chunks_call_them(
+    strategy: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A layer with a bias on several rows, a layer on one, and both ways to lie."""
+    monkeypatch.setattr(matmul, "LEAST_FLOPS", dict.fromkeys(matmul.LEAST_FLOPS, 4_000_000))
     W, V, bias = (randn(*size, seed=3).to(dtype) / 8 for size in [(96, 160), (160, 64), (160,)])
 
     def network(x: Tensor) -> Tensor:
@@ -60,7 +63,8 @@ def test_compiled_chunks_call_them(strategy: str, dtype: torch.dtype) -> None:
 
     problem = Problem(network, (randn(4, 96).to(dtype),))
     some = Rectangle(0, 1, 0, 256, 0, 384)
-    compute_block(problem, Pace(strategy, 128), some)  # compiled, and compared with plain products
+    with torch._inductor.config.patch(force_disable_caches=True):
+        compute_block(problem, Pace(strategy, 128), some)  # compiled, and compared with plain products
     with profile() as seen:
         compute_block(problem, Pace(strategy, 128), some)
     assert COMPILED[strategy].code(problem).reason is None
@@ -68,8 +72,10 @@ def test_compiled_chunks_call_them(strategy: str, dtype: torch.dtype) -> None:
 
 
 def test_small_products_and_other_dtypes_are_left_to_torch() -> None:
-    a, b = torch.zeros(200, 100), torch.zeros(100, 200)
+    a, b = torch.zeros(800, 100), torch.zeros(100, 800)
     assert matmul._is_faster(a, b)
-    assert not matmul._is_faster(a[:10], b[:, :10])
+    assert not matmul._is_faster(a[:200], b[:, :200])
+    assert not matmul._is_faster(a[:200].double(), b[:, :200].double())
+    assert matmul._is_faster(a[:400].double(), b[:, :400].double()), "more is to be saved"
     assert not matmul._is_faster(a.bfloat16(), b.bfloat16())
     assert not matmul._is_faster(a.to("meta"), b.to("meta"))
