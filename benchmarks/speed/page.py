@@ -21,14 +21,14 @@ WHY: dict[str, str] = {
     "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call; "
     "plain: the same products as jacrev's, all at once",
     "MLP, tall": "compiled: most of it are matrix products, as JAX's; the rest is fresh memory for each J "
-    "and what is around the code",
+    "and what is around the code; one process differs from the next (1.13 and 1.17 in two others)",
     "MLP, square": "plain: the same products as jacrev's, all at once",
     "CNN": _CHOICE,
     "transformer block": _CHOICE,
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "not known",
-    "per sample, parameters": "compiled: torch.compile makes both codes; most of a call is fresh memory, and "
-    "one process differs from the next",
+    "per sample, parameters": "the same kernels and products; most of a call is fresh memory, and one process "
+    "differs from the next (plain 1.06 and 1.18, compiled 0.93 and 0.99 in two others)",
     "per sample, inputs of a CNN": _CHOICE,
     "Hessian": "plain: the same products in the same chunks, and one process differs from the next (0.93 and "
     "1.16 in two others)",
