@@ -27,8 +27,8 @@ WHY: dict[str, str] = {
     "transformer block": _CHOICE,
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "not known",
-    "per sample, parameters": "the same kernels and products; most of a call is fresh memory, and one process "
-    "differs from the next (plain 1.06 and 1.18, compiled 0.93 and 0.99 in two others)",
+    "per sample, parameters": "the same kernels and products; most of a call is fresh memory, and one "
+    "process differs from the next (plain 1.06 and 1.18, compiled 0.93 and 0.99 in two others)",
     "per sample, inputs of a CNN": _CHOICE,
     "Hessian": "plain: the same products in the same chunks, and one process differs from the next (0.93 and "
     "1.16 in two others)",
