@@ -34,6 +34,7 @@ they look at first takes as long."""
 _PLAIN_TYPES = (), (Tensor,)
 """What torch says the types of operands are that have no way of their own."""
 _PLAIN = Tensor, torch.nn.Parameter, FakeTensor
+"""Of a class that torch says nothing of there, what may be taken apart: fakes as what they stand for."""
 
 
 @contextmanager

@@ -311,7 +311,7 @@ def test_code_that_is_compiled_later(strategy: str) -> None:
     assert len(seen) <= 1
 
 
-def test_a_mode_of_the_callers_sees_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mode_of_the_callers_sees_what_it_saw() -> None:
     """One product, not one of values and one of tangents."""
 
     class Squashed(TorchFunctionMode):
