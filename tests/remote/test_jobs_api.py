@@ -122,6 +122,7 @@ def test_a_job_that_is_stopped_keeps_its_parts_and_is_resumed(sent: Sent) -> Non
     sent.job.wait_until_met(9)
     stopped = sent.run("stop", sent.name)
     assert stopped.printed.startswith(f"asked jacjobs-{sent.name}-")
+    read_until(following, "stopping: no new blocks")  # asked is not heard: what is left takes milliseconds
     sent.job.calm(9)
     left = ending(following)
     assert left.code == 75
