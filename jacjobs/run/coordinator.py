@@ -136,7 +136,7 @@ class Coordinator:
             entries_total=self._entries_total,
             workers=ledger.workers,
             seconds=time.monotonic() - self._started,
-            nonfinite=sum(list(ledger.nonfinite.values())),
+            nonfinite=sum(list(ledger.tally.nonfinite.values())),
             failures=ledger.history.failures_total,
         )
 
@@ -229,8 +229,8 @@ class Coordinator:
             memory={
                 "budget_bytes": self._plan.resources.budget_bytes,
                 "predicted_bytes": self._plan.peak_bytes,
-                "measured_bytes": ledger.peak_bytes or None,
-                "retreats": ledger.retreats,
+                "measured_bytes": ledger.tally.peak_bytes or None,
+                "retreats": ledger.tally.retreats,
             },
             timings={
                 "seconds": round(time.monotonic() - self._started, 3),
@@ -246,11 +246,11 @@ class Coordinator:
     def _checks(self, ledger: Ledger, before: Manifest | None) -> dict[str, Any]:
         """What the manifest says of the check; of this attempt, and of one that was complete before."""
         earlier = before.checks if before else {}
-        recomputed = [str(self._plan.tiling.block(*b)) for b in sorted(ledger.recomputed)]
+        recomputed = [str(self._plan.tiling.block(*b)) for b in sorted(ledger.tally.recomputed)]
         return {
             "by": self._plan.checked_by,
-            "points": ledger.points_checked + earlier.get("points", 0),
-            "worst_relative_error": max(ledger.worst_error, earlier.get("worst_relative_error", 0.0)),
+            "points": ledger.tally.points_checked + earlier.get("points", 0),
+            "worst_relative_error": max(ledger.tally.worst_error, earlier.get("worst_relative_error", 0.0)),
             "blocks_recomputed": [*earlier.get("blocks_recomputed", ()), *recomputed],
         }
 

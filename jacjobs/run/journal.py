@@ -47,7 +47,7 @@ class Journal:
             entries_done=ledger.entries_done,
             entries_total=self._entries_total,
             blocks_repeated=ledger.history.blocks_repeated,
-            retreats=tuple(ledger.retreats),
+            retreats=tuple(ledger.tally.retreats),
             workers=ledger.history.work,
             failures=tuple(ledger.history.failures),
             failures_total=ledger.history.failures_total,

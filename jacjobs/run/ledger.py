@@ -13,11 +13,10 @@ on open bundles, bounds memory however large J is. Work per event does not grow 
 Workers and assemblers may come and go at any time; while there are none, the run waits for one. What is said
 of one that is gone, or said twice, or late, is not believed.
 
-A worker that dies takes the answers along that it was about to send, so of two blocks either may have killed
-it. Both become suspects, and a suspect is computed with no other block on the worker: only a death alone
-with a block counts against the block. And since it may have been its node that died, with all its workers,
-the others there are asked for a sign of life before they get a block: else one would pass from one dead
-worker to the next.
+A block that one worker had together with others when it died is a suspect (`losses.py`), and computed with no
+other block on the worker. And since it may have been its node that died, with all its workers, the others
+there are asked for a sign of life before they get a block: else one would pass from one dead worker to the
+next.
 
 At the end of a run, when a worker has nothing to do, it also gets the block of one that is late; the first
 result counts. One that is so late that it must be hung is killed, and its block counts as its killer.
@@ -36,6 +35,7 @@ from jacjobs.errors import IncompleteError, JacjobsError, StoppedError, WorkersE
 from jacjobs.planning.geometry import Cut
 from jacjobs.run.bundle import OpenBundle
 from jacjobs.run.history import History
+from jacjobs.run.losses import Kind, Losses
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -68,24 +68,16 @@ from jacjobs.run.messages import (
 from jacjobs.run.patience import Patience
 from jacjobs.run.remaining import Remaining
 from jacjobs.run.roster import IN_FLIGHT, Member, Roster
+from jacjobs.run.tally import Tally
 from jacjobs.run.transposer import Transposer
 from jacjobs.store.writer import PartRecord
 
-DEATHS_TO_QUARANTINE = 3
-"""A block that, alone on them, has taken this many workers with it is not handed out again."""
 LOSSES_OF_A_PART = 3
 """A part whose transposition was lost so often is not tried again."""
-QUARANTINES_TO_GIVE_UP = 3
-"""Blocks quarantined in a row without one finished: the function cannot be computed here."""
-LOSSES_TO_GIVE_UP = 3
-"""So many losses in a row that no block explains, for each worker wanted: they cannot live here. Before the
-first has joined, so many in all: they cannot start here."""
 DOUBT_SECONDS = 60.0
 """A worker that was asked for a sign of life and gives none for so long is gone."""
 SILENCE_SECONDS = 900.0
 """An assembler that has something to do and says nothing for so long is hung."""
-BLOCKS_NAMED = 5
-"""In a sentence; the record of the attempt names all."""
 
 STOPPED = "stopped on request; what was committed stays, and `jacjobs resume` goes on from there"
 
@@ -98,20 +90,6 @@ class _Assembler:
     heard: float
     """When it last answered, or was asked."""
     bundles: set[int] = field(default_factory=set)
-
-
-@dataclass
-class _Losses:
-    """Of one kind of actor, that nothing it did explains."""
-
-    most: int
-    """How many were ever wanted."""
-    in_a_row: int = 0
-    joined: bool = False
-    """Has one ever lived?"""
-
-    def expect(self, number: int) -> None:
-        self.most = max(self.most, number)
 
 
 class Ledger:
@@ -140,14 +118,8 @@ class Ledger:
         self.blocks_done = 0
         self.entries_done = 0
         self.committed: list[PartRecord] = []
-        self.quarantined: dict[BlockId, str] = {}
-        self.nonfinite: dict[BlockId, int] = {}
-        """Blocks with NaN or infinity, and how many of them."""
-        self.recomputed: set[BlockId] = set()
-        self.points_checked = 0
-        self.worst_error = 0.0
-        self.peak_bytes = 0
-        self.retreats: list[str] = []
+        self.tally = Tally()
+        self.losses = Losses(tiling, workers, assemblers)
         self.history = History(clock)
         self._clock = clock
         self._patience = patience or Patience()
@@ -159,16 +131,12 @@ class Ledger:
         self._wanted = {"worker": workers, "assembler": assemblers}
         self._starting = 0
         """Workers that were asked for, and have not joined yet."""
-        self._losses = {"worker": _Losses(workers), "assembler": _Losses(assemblers)}
         self._roster = Roster(most_in_flight)
         self._gone: set[str] = set()
         """Workers and assemblers that were lost."""
         self._assemblers: dict[str, _Assembler] = {}
         self._open: dict[int, OpenBundle] = {}
         self._with_work: dict[int, None] = {}
-        self._suspects: set[BlockId] = set()
-        self._deaths: dict[BlockId, int] = {}
-        self._quarantines_in_a_row = 0
 
     @property
     def finished(self) -> bool:
@@ -253,7 +221,7 @@ class Ledger:
                 # Where it has become less, those that are lost are not replaced. One is always wanted, and
                 # waits for room.
                 self._wanted["worker"] = max(1, workers)
-                self._losses["worker"].expect(workers)
+                self.losses.expect("worker", workers)
             case StopRequested():
                 self.state = "stopping"
         return []
@@ -277,7 +245,7 @@ class Ledger:
                     block = BlockId(bundle, self._open[bundle].take())
                     self._note_work(bundle)
                     commands.append(self._give(name, block))
-                elif depth and upcoming in self._suspects and bundle != worker.bundle:
+                elif depth and upcoming in self.losses.suspects and bundle != worker.bundle:
                     break  # nobody who has a block may take it
         return commands
 
@@ -306,8 +274,8 @@ class Ledger:
         """A suspect is alone on its worker, whether it comes first or second. A worker that was late with a
         block, and still is at it, does not get it again.
         """
-        computing = worker.computing
-        return not computing or (block not in computing and self._suspects.isdisjoint((*computing, block)))
+        computing, suspects = worker.computing, self.losses.suspects
+        return not computing or (block not in computing and suspects.isdisjoint((*computing, block)))
 
     def _give(self, name: str, block: BlockId) -> Compute:
         self._roster.give(name, block, self._clock())
@@ -344,23 +312,13 @@ class Ledger:
             # Its bundle was given up, another worker was faster, or it counts as lost.
             self._roster.release(name, block)
             return [Drop(block, name)]
-        self._note(block, findings)
+        self.tally.add(block, findings)
         del bundle.computing[block.position]
-        self._suspects.discard(block)
+        self.losses.suspects.discard(block)
         if bundle.assembler is None:
             bundle.held[block.position] = name
             return []
         return [self._absorb(bundle.assembler, block, name)]
-
-    def _note(self, block: BlockId, findings: Findings) -> None:
-        if findings.nonfinite:
-            self.nonfinite[block] = findings.nonfinite
-        if findings.recomputed:
-            self.recomputed.add(block)
-        self.points_checked += findings.checked
-        self.worst_error = max(self.worst_error, findings.error)
-        self.peak_bytes = max(self.peak_bytes, findings.peak_bytes)
-        self.retreats += findings.retreats
 
     def _absorb(self, assembler: str, block: BlockId, worker: str) -> Absorb:
         self._open[block.bundle].absorbing[block.position] = worker
@@ -409,9 +367,7 @@ class Ledger:
 
     def _progress(self, assembler: str) -> None:
         self._assemblers[assembler].heard = self._clock()
-        self._quarantines_in_a_row = 0
-        for losses in self._losses.values():
-            losses.in_a_row = 0
+        self.losses.progressed()
 
     def _close(self, number: int) -> None:
         bundle = self._open.pop(number)
@@ -446,14 +402,14 @@ class Ledger:
         if event.worker in self._roster or event.worker in self._gone:
             return
         self._starting = max(0, self._starting - 1)
-        self._losses["worker"].joined = True
+        self.losses.joined("worker")
         self._roster.join(event.worker, event.where, self._clock())
         self.history.joined(event.worker, event.where, event.device)
 
     def _join_assembler(self, name: str, where: str) -> list[Command]:
         if name in self._assemblers or name in self._gone:
             return []
-        self._losses["assembler"].joined = True
+        self.losses.joined("assembler")
         self._assemblers[name] = _Assembler(where, heard=self._clock())
         return self._adopt_orphans()
 
@@ -471,7 +427,7 @@ class Ledger:
         self.history.failed(name, cause, [str(self._tiling.block(*block)) for block in computing])
         again = [block for block in computing if self._take_back(name, block)]
         suspects = [block for block in again if guilty in (None, block)]
-        self._suspects.update(suspects)
+        self.losses.suspects.update(suspects)
         commands = self._ask_for_life(worker.where if worker is not None else "")
         if not computing:
             return commands + self._replace("worker", cause)
@@ -553,27 +509,21 @@ class Ledger:
     def _least_busy(self) -> str:
         return min(self._assemblers, key=lambda name: len(self._assemblers[name].bundles))
 
-    def _replace(self, kind: Literal["worker", "assembler"], cause: str) -> list[Command]:
+    def _replace(self, kind: Kind, cause: str) -> list[Command]:
         """One is gone, and it was no block's fault."""
         if self.state != "running":
             return []
-        losses = self._losses[kind]
-        losses.in_a_row += 1
-        if losses.in_a_row >= LOSSES_TO_GIVE_UP * (losses.most if losses.joined else 1):
-            what = f"{kind}s keep dying, the last one of" if losses.joined else f"no {kind} could start"
-            self._fail(WorkersError(f"{what}: {cause}"))
+        if (why := self.losses.unexplained(kind, cause)) is not None:
+            self._fail(WorkersError(why))
             return []
         return [StartAssembler()] if kind == "assembler" else []
 
     def _blame(self, block: BlockId, cause: str) -> list[Command]:
         """Count a loss against the block; at the limit its whole bundle is given up, and the rest goes on."""
-        self._deaths[block] = self._deaths.get(block, 0) + 1
-        if self._deaths[block] < DEATHS_TO_QUARANTINE or block.bundle not in self._open:
+        if not self.losses.death(block) or block.bundle not in self._open:
             return []
-        self.quarantined[block] = cause
-        self._quarantines_in_a_row += 1
-        if self._quarantines_in_a_row >= QUARANTINES_TO_GIVE_UP:
-            self._fail(WorkersError(self._quarantine_sentence()))
+        if (why := self.losses.quarantine(block, cause)) is not None:
+            self._fail(WorkersError(why))
             return []
         self._transposer.give_up(block.bundle)
         bundle = self._open[block.bundle]
@@ -640,17 +590,11 @@ class Ledger:
 
     def _look_for_the_end(self) -> None:
         if not self._pending and not self._open and self._transposer.done:
-            self.state = "incomplete" if self.quarantined else "complete"
-            if self.quarantined:
-                self.error = IncompleteError(self._quarantine_sentence())
+            self.state = "incomplete" if self.losses.quarantined else "complete"
+            if self.losses.quarantined:
+                self.error = IncompleteError(self.losses.sentence())
         elif self.state == "stopping" and not (
             self._assemblers and (self.blocks_in_flight or self._transposer.busy)
         ):
             self.state = "stopped"
             self.error = StoppedError(STOPPED)
-
-    def _quarantine_sentence(self) -> str:
-        blocks = [f"{self._tiling.block(*block)} ({cause})" for block, cause in self.quarantined.items()]
-        more = f"; … and {len(blocks) - BLOCKS_NAMED:,} more" if len(blocks) > BLOCKS_NAMED else ""
-        which = "a block took" if len(blocks) == 1 else f"{len(blocks):,} blocks each took"
-        return f"{which} {DEATHS_TO_QUARANTINE} workers down: {'; '.join(blocks[:BLOCKS_NAMED])}{more}"

@@ -21,7 +21,8 @@ from typing import Any
 
 from jacjobs.errors import FunctionError, JacjobsError, StoppedError, StoreError, WorkersError
 from jacjobs.planning.geometry import Tiling
-from jacjobs.run.ledger import DEATHS_TO_QUARANTINE, Ledger
+from jacjobs.run.ledger import Ledger
+from jacjobs.run.losses import DEATHS_TO_QUARANTINE
 from jacjobs.run.messages import (
     Abandon,
     Absorb,
@@ -206,7 +207,7 @@ class Simulation:
                 self._check_all_parts(set())
                 return
             if self.ends[-1] == "incomplete":
-                self._check_all_parts({block.bundle for block in self.ledger.quarantined})
+                self._check_all_parts({block.bundle for block in self.ledger.losses.quarantined})
                 return
             if self.ends[-1] in ("failed", "give up"):
                 return
@@ -630,7 +631,7 @@ class Simulation:
             if made != self._to_make:
                 raise BrokenRuleError(f"complete, and the parts made are {made}")
         elif state == "incomplete":
-            for block in ledger.quarantined:
+            for block in ledger.losses.quarantined:
                 if self.losses_at[block] < DEATHS_TO_QUARANTINE:
                     raise BrokenRuleError(f"{block} was given up after {self.losses_at[block]} losses")
                 if self._only_killers_trouble and block not in self.scenario.killers:

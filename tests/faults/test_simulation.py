@@ -209,7 +209,7 @@ class InnocentSuspects(Ledger):
         computing = list(worker.computing) if worker is not None else []
         commands = super()._lose_worker(name, cause, guilty)
         for block in computing if len(computing) > 1 else []:
-            self._suspects.discard(block)
+            self.losses.suspects.discard(block)
             commands += self._blame(block, cause)
         return commands
 
@@ -293,7 +293,7 @@ class HandedOutTwice(Ledger):
 
     def _may_share(self, worker: Any, block: BlockId) -> bool:
         computing = worker.computing
-        return not computing or self._suspects.isdisjoint((*computing, block))
+        return not computing or self.losses.suspects.isdisjoint((*computing, block))
 
 
 class SweptEarly(Ledger):

@@ -125,7 +125,7 @@ def test_a_killer_block_is_quarantined_and_the_rest_goes_on() -> None:
     run = played(grid(5, 4), workers=3, killers={BlockId(2, 1): FOR_EVER})
     assert run.ends == ["incomplete"]
     assert isinstance(run.ledger.error, IncompleteError)
-    assert list(run.ledger.quarantined) == [BlockId(2, 1)]
+    assert list(run.ledger.losses.quarantined) == [BlockId(2, 1)]
     assert "points 9:10" in str(run.ledger.error)
     assert sorted(run.disk.parts) == [0, 1, 3, 4]
     assert all("points 9:10" in " ".join(failure.blocks) for failure in run.ledger.history.failures)
@@ -137,8 +137,8 @@ def test_a_part_of_killers_costs_that_part_alone(seed: int) -> None:
     killers = {BlockId(2, position): FOR_EVER for position in range(1 + seed % 4)}
     run = played(grid(5, 4), seed, workers=1 + seed % 5, killers=killers)
     assert run.ends == ["incomplete"]
-    assert set(run.ledger.quarantined) <= set(killers)
-    assert len(run.ledger.quarantined) == 1
+    assert set(run.ledger.losses.quarantined) <= set(killers)
+    assert len(run.ledger.losses.quarantined) == 1
     assert sorted(run.disk.parts) == [0, 1, 3, 4]
 
 
@@ -320,10 +320,10 @@ def test_of_tiny_blocks_that_come_together_none_is_blamed_before_it_hangs_alone(
     now[0] = 700.0
     commands = ledger.handle(Tick())
     assert commands[0] == Kill("w")
-    assert not ledger._deaths
+    assert not ledger.losses.deaths
     assert set(ledger.history.failures[0].blocks) >= {str(tiling.block(*block)) for block in asked}
     commands = ledger.handle(WorkerJoined("v"))
     (alone,) = [command for command in commands if isinstance(command, Compute)]
     now[0] += 700.0
     ledger.handle(Tick())
-    assert ledger._deaths == {alone.block: 1}
+    assert ledger.losses.deaths == {alone.block: 1}
