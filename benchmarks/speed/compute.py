@@ -4,14 +4,19 @@ Each peer is looked at alone first, at its best chunk; then the best of each kin
 with all cores for all of them. All results are compared with one another. There are two kinds: operator by
 operator (torch's own transforms, loops, the repeat trick), and compiled (JAX's jit, torch.compile around
 torch's transforms, `compile=True`).
+
+All of that is done in several processes, some time apart: turns within one agree to a hundredth, and yet one
+process differs from the next by a tenth (decision 41). What the table says is the median of them.
 """
 
 from __future__ import annotations
 
-import gc
 import math
+import multiprocessing
+import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -28,7 +33,8 @@ from benchmarks.speed.peers import LEAST_SECONDS, PATIENCE, Case, at_its_best, c
 from jacjobs import Problem
 from jobs.kernel_residual import problem as kernel_residual
 
-ROUNDS, QUICK_ROUNDS = 7, 5
+PROCESSES, ROUNDS = 3, 5
+"""Processes a row, and turns in each. An odd number of processes: one of them is the median."""
 TURN_SECONDS = 0.2
 """What takes less is called several times in a turn."""
 ALONE_SECONDS = 0.05
@@ -38,6 +44,7 @@ AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 SINGLE, DOUBLE, BOTH = (torch.float32,), (torch.float64,), (torch.float32, torch.float64)
 
 
+Row = dict[str, Any]
 Peers = dict[str, tuple[Work, float]]
 """What to call, and the seconds that it took alone."""
 Check = Callable[[torch.Tensor, str], None]
@@ -71,16 +78,47 @@ FUNCTIONS = {
 }
 
 
-def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """A row for each function and dtype; `quick` takes one dtype, and no compilers."""
-    for name in names or FUNCTIONS:
-        speed = FUNCTIONS[name]
-        for dtype in speed.dtypes[:1] if quick else speed.dtypes:
-            yield _row(name, speed, dtype, quick=quick)
-            gc.collect()
+def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[Row]:
+    """A row for each function and dtype; `quick` takes one dtype, one process, and no compilers."""
+    dtypes = {name: FUNCTIONS[name].dtypes[: 1 if quick else None] for name in names or FUNCTIONS}
+    rows: dict[tuple[str, torch.dtype], list[Row]] = {(name, d): [] for name in dtypes for d in dtypes[name]}
+    processes = 1 if quick else PROCESSES
+    for number in range(processes):  # the same row some time apart, beside which other things go on
+        for of, found in rows.items():
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                found.append(pool.submit(_row, *of, quick=quick).result())
+            if number == processes - 1:
+                yield together(found)
 
 
-def _row(name: str, speed: Speed, dtype: torch.dtype, *, quick: bool) -> dict[str, Any]:
+def together(rows: Sequence[Row]) -> Row:
+    """One row of those of several processes."""
+    first = rows[0]
+    ratios = {
+        kind: _median([row[kind] for row in rows]) for kind in ("plain", "compiled", "all") if kind in first
+    }
+    choices = {key: statistics.mode(row[key] for row in rows) for key in first if key.startswith("choice")}
+    seconds = {key: _medians([row[key] for row in rows]) for key in ("seconds", "alone_seconds")}
+    return {**first, **choices, **seconds, **ratios}
+
+
+def _median(found: Sequence[Row | None]) -> Row | None:
+    """The one with the median ratio, with the ratios of all."""
+    there = sorted((one for one in found if one), key=lambda one: float(one["ratio"]))
+    if not there:
+        return None
+    return {**there[len(there) // 2], "ratios": [one["ratio"] for one in there]}
+
+
+def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Not everybody is in each: the best peer may be another one."""
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: statistics.median(one[name] for one in found if name in one) for name in names}
+
+
+def _row(name: str, dtype: torch.dtype, *, quick: bool) -> Row:
+    torch.set_num_threads(os.cpu_count() or 1)
+    speed = FUNCTIONS[name]
     problem = speed.make(dtype=dtype, **speed.sizes)
     if quick:
         return measured(name, problem, dtype, {}, quick=True)
@@ -101,7 +139,7 @@ def _twins(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Wo
 
 def measured(
     name: str, problem: Problem, dtype: torch.dtype, twins: Mapping[str, There], *, quick: bool
-) -> dict[str, Any]:
+) -> Row:
     """A row; `quick` measures no compilers."""
     case = Case(problem)
     of = partial(jacjobs.jacobian, case.fn, case.argnums, in_dims=case.in_dims)
@@ -125,7 +163,7 @@ def measured(
         works |= {"jacjobs, compiled": lambda: compiled(*case.args), **_best(peers["compiled"])}
     for work in works.values():
         each_of_several(work, 0.0)
-    seconds = in_turns(works, QUICK_ROUNDS if quick else ROUNDS, TURN_SECONDS)
+    seconds = in_turns(works, ROUNDS, TURN_SECONDS)
     row = {
         "function": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -151,7 +189,7 @@ def _best(peers: Peers) -> dict[str, Work]:
     return {best: peers[best][0]}
 
 
-def _against(seconds: dict[str, list[float]], peers: Peers, ours: list[str]) -> dict[str, Any] | None:
+def _against(seconds: dict[str, list[float]], peers: Peers, ours: list[str]) -> Row | None:
     """The peer that was fastest in turns, and the ratio of throughputs: above 1, jacjobs is faster."""
     there = [peer for peer in peers if peer in seconds]
     if not there:

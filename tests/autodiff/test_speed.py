@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, vmap
 
 import jacjobs
-from benchmarks.speed import page
+from benchmarks.speed import compute, page
 from benchmarks.speed.pairs import in_turns, ratio
 from jacjobs.autodiff.catalogue import STRATEGIES
 from jacjobs.autodiff.strategy import Chunk
@@ -90,6 +90,25 @@ def test_a_real_loss_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(maker, "chunks", twice)
     assert throughput("vjp/vmap", 96, lambda: jacrev(network, chunk_size=96)(X)) < LEAST
+
+
+def test_a_row_is_the_median_of_several_processes() -> None:
+    def row(ratio: float, peer: str, choice: str, **seconds: float) -> dict[str, Any]:
+        against = {"peer": peer, "ratio": ratio}
+        content = {
+            "function": "f",
+            "choice": choice,
+            "choice_compiled": "c",
+            "first_seconds": {"jacjobs": ratio},
+        }
+        return {**content, "seconds": seconds, "alone_seconds": seconds, "plain": against, "compiled": None}
+
+    rows = [row(0.9, "a", "x", a=1, ours=2), row(1.2, "b", "y", b=5, ours=9), row(1.0, "c", "y", a=3, ours=4)]
+    together = compute.together(rows)
+    assert together["plain"] == {"peer": "c", "ratio": 1.0, "ratios": [0.9, 1.0, 1.2]}
+    assert together["compiled"] is None
+    assert together["seconds"] == {"a": 2, "b": 5, "ours": 4}
+    assert (together["choice"], together["first_seconds"]) == ("y", {"jacjobs": 0.9})
 
 
 def test_the_readmes_table_is_that_of_the_measurements_and_every_loss_has_a_reason() -> None:
