@@ -35,6 +35,7 @@ import torch
 import jacjobs
 from benchmarks import functions
 from benchmarks.speed import compute
+from benchmarks.speed.compute import Row
 from benchmarks.speed.machine import of_this_run
 from benchmarks.speed.page import NOISE
 from benchmarks.speed.pairs import in_turns
@@ -48,7 +49,6 @@ from jacjobs.run.unpacking import unpack
 from jobs.kernel_residual import problem as kernel_residual
 from jobs.kernel_residual import reference
 
-Row = dict[str, Any]
 GIB = 1 << 30
 ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-10}
 """Largest difference of two results, of the largest entry."""
