@@ -383,7 +383,7 @@ class Problem:
     def with_points_first(self, leaves: Sequence[Any]) -> list[Any]:
         """Leaves as `args` flatten to them, as the problem holds them."""
         return [
-            leaf if dim is None else leaf.movedim(dim, 0)
+            leaf.movedim(dim, 0) if dim else leaf  # neither None nor 0
             for leaf, dim in zip(leaves, self._dims, strict=True)
         ]
 

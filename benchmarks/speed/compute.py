@@ -6,7 +6,8 @@ operator (torch's own transforms, loops, the repeat trick), and compiled (JAX's 
 torch's transforms, `compile=True`).
 
 All of that is done in several processes, some time apart: turns within one agree to a hundredth, and yet one
-process differs from the next by a tenth (decision 41). What the table says is the median of them.
+process differs from the next by a tenth (decision 41). What the table says is the median of them. The later
+ones look again at the peers that were near the best in the first, at chunks beside the best ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import math
 import multiprocessing
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -41,12 +42,17 @@ ALONE_SECONDS = 0.05
 """The same, where the best of a kind is looked for."""
 AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Largest difference of two results, of the largest entry."""
+NEAR = 1.5
+"""In how many times the seconds of the best somebody may be the best in another process."""
+OF_CHUNK = ", chunk "
 SINGLE, DOUBLE, BOTH = (torch.float32,), (torch.float64,), (torch.float32, torch.float64)
 
 
 Row = dict[str, Any]
 Peers = dict[str, tuple[Work, float]]
 """What to call, and the seconds that it took alone."""
+Alone = Mapping[str, float]
+"""Seconds of peers at their best chunks, which their names say."""
 Check = Callable[[torch.Tensor, str], None]
 
 
@@ -86,7 +92,8 @@ def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[Row]:
     for number in range(processes):  # the same row some time apart, beside which other things go on
         for of, found in rows.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                found.append(pool.submit(_row, *of, quick=quick).result())
+                before = found[0]["alone_seconds"] if found else {}
+                found.append(pool.submit(_row, *of, before, quick=quick).result())
             if number == processes - 1:
                 yield together(found)
 
@@ -116,14 +123,14 @@ def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in found if name in one) for name in names}
 
 
-def _row(name: str, dtype: torch.dtype, *, quick: bool) -> Row:
+def _row(name: str, dtype: torch.dtype, before: Alone, *, quick: bool) -> Row:
     torch.set_num_threads(os.cpu_count() or 1)
     speed = FUNCTIONS[name]
     problem = speed.make(dtype=dtype, **speed.sizes)
     if quick:
         return measured(name, problem, dtype, {}, quick=True)
     with twins_of(speed, dtype) as jax:
-        return measured(name, problem, dtype, jax.works, quick=False)
+        return measured(name, problem, dtype, jax.works, before, quick=False)
 
 
 def twins_of(speed: Speed, dtype: torch.dtype) -> Elsewhere:
@@ -138,9 +145,15 @@ def _twins(twin: str, dtype: torch.dtype, sizes: dict[str, int]) -> dict[str, Wo
 
 
 def measured(
-    name: str, problem: Problem, dtype: torch.dtype, twins: Mapping[str, There], *, quick: bool
+    name: str,
+    problem: Problem,
+    dtype: torch.dtype,
+    twins: Mapping[str, There],
+    before: Alone = MappingProxyType({}),
+    *,
+    quick: bool,
 ) -> Row:
-    """A row; `quick` measures no compilers."""
+    """A row; `quick` measures no compilers. What was far behind `before`, in another process, stays out."""
     case = Case(problem)
     of = partial(jacjobs.jacobian, case.fn, case.argnums, in_dims=case.in_dims)
     plain = of()
@@ -152,11 +165,11 @@ def measured(
         if not error <= AGREE[dtype]:
             raise AssertionError(f"{name}: {who} and jacjobs differ by {error:.1e} of the largest entry")
 
-    peers = {"plain": _at_their_best(case, checked)}
+    peers = {"plain": _at_their_best(case, checked, before)}
     works: dict[str, Work] = {"jacjobs": lambda: plain(*case.args), **_best(peers["plain"])}
     if not quick:
         best = min(seconds for _, seconds in peers["plain"].values())
-        peers["compiled"] = _compiled(twins, case, checked, best)
+        peers["compiled"] = _compiled(twins, case, checked, best, before)
         compiled = of(compile=True)
         first["jacjobs, compiled"] = seconds_of(lambda: compiled(*case.args))
         checked(case.entries(compiled(*case.args)), "jacjobs, compiled")
@@ -198,22 +211,39 @@ def _against(seconds: dict[str, list[float]], peers: Peers, ours: list[str]) -> 
     return {"peer": best, "ratio": max(ratio(seconds[best], seconds[own]) for own in ours)}
 
 
-def _at_their_best(case: Case, checked: Check) -> Peers:
+def _at_their_best(case: Case, checked: Check, before: Alone) -> Peers:
     """Each of torch's peers, but those that fail or are far behind."""
     found: Peers = {}
     most = case.shape.points if case.in_dims is not None else case.shape.rows
-    for peer, call in peers_of(case):
+    peers = dict(peers_of(case))
+    chunks = near_the_best(before, peers)
+    for peer, call in peers.items():
+        if peer not in chunks:
+            continue
         best = min((seconds for _, seconds in found.values()), default=math.inf)
         try:
-            work, seconds, chunk = at_its_best(call, most, best)
+            work, seconds, chunk = at_its_best(call, most, best, chunks[peer])
         except (TooSlowError, RuntimeError, NotImplementedError, MemoryError):
             continue
         checked(case.entries(work()), peer)
-        found[f"{peer}, chunk {chunk:,}" if chunk else peer] = work, seconds
+        found[f"{peer}{OF_CHUNK}{chunk:,}" if chunk else peer] = work, seconds
     return found
 
 
-def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: float) -> Peers:
+def near_the_best(before: Alone, peers: Iterable[str]) -> dict[str, int]:
+    """Which of some peers are worth another look, and their best chunks: all, where nothing is known."""
+    chunks, seconds = dict.fromkeys(peers, 0), {}
+    for name, taken in before.items():
+        peer, _, chunk = name.partition(OF_CHUNK)
+        if peer in chunks:
+            chunks[peer], seconds[peer] = int(chunk.replace(",", "") or 0), taken
+    if not seconds:
+        return chunks
+    most = NEAR * min(seconds.values())
+    return {peer: chunks[peer] for peer, taken in seconds.items() if taken <= most}
+
+
+def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: float, before: Alone) -> Peers:
     found: Peers = {}
     limit = max(LEAST_SECONDS, PATIENCE * best)
     device = pytree.tree_leaves(case.args)[0].device
@@ -221,11 +251,17 @@ def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: floa
     def there(array: Any) -> torch.Tensor:
         return torch.from_numpy(array).to(device)
 
+    of_torch = compiled_peers_of(case)
+    near = near_the_best(before, [*twins, *of_torch])
     for peer, twin in twins.items():
+        if peer not in near:
+            continue
         checked(case.entries(in_order(pytree.tree_map(there, twin()), case)), peer)
         with suppress(TooSlowError):
             found[peer] = twin, min(twin.each_of_several(ALONE_SECONDS, limit) for _ in range(3))
-    for peer, work in compiled_peers_of(case).items():
+    for peer, work in of_torch.items():
+        if peer not in near:
+            continue
         try:
             checked(case.entries(work()), peer)
         except (RuntimeError, NotImplementedError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
+import numpy as np
 import torch
 
 from jacjobs.autodiff.meter import available_memory_bytes
@@ -15,6 +16,9 @@ from jacjobs.problem import ALONE, Problem
 HOST = torch.device("cpu")
 HOST_SHARE, GPU_SHARE = 0.5, 0.9
 """Of the memory that is free, unless told otherwise: a host has more to do, and holds blocks on their way."""
+
+MOST_KEPT_BYTES = 32 * 2**20 - 2**16
+"""The largest block that glibc may keep, short of what it puts around it."""
 
 
 def device_of(problem: Problem) -> torch.device:
@@ -40,6 +44,20 @@ def available_bytes(device: torch.device) -> int:
         return available_memory_bytes()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def keep_room(device: torch.device) -> None:
+    """Have the C library keep what is given back, for what is made next: up to 64 MiB, in blocks up to 32.
+
+    Pages that come from the system afresh take as long to fill as a small J takes to compute. glibc keeps
+    blocks up to the largest one, of at most 32 MiB, that ever went back to the system. Among aligned ones,
+    as torch's are, that is a little less than the next one of the same size takes: a process that has never
+    had a larger one has all of them made anew each time. Here it has one, which is not touched.
+    https://man7.org/linux/man-pages/man3/mallopt.3.html (M_MMAP_THRESHOLD), docs/decisions/0042
+    """
+    if device.type == "cpu":
+        with suppress(MemoryError):
+            np.empty(MOST_KEPT_BYTES, np.uint8)
 
 
 def give_back() -> None:

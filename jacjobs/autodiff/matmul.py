@@ -6,9 +6,11 @@ result is tall and lies row by row than where it lies column by column. So float
 float64 is made transposed. On processors where MKL is at its best, neither is slower.
 
 Where a matrix is multiplied by a vector, the value, and by a few more, its tangents, they are one product
-that reads it once, made transposed: each tangent in one piece, as J has it.
+that reads it once, made transposed: each tangent in one piece, as J has it. Not so on MKL's own processors:
+there oneDNN is a fifth faster with the matrix first, which leaves more than enough for reading it again.
 
-The choice follows from shapes, strides and dtypes alone, so that each process makes the same bits.
+The choice follows from shapes, strides, dtypes and the processor's maker alone, so that each process makes
+the same bits.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ LEAST_OF_VECTOR = 2_000_000
 
 MOST_TANGENTS = 128
 """With more of them, reading the matrix once more is no matter."""
+
+MKL_AT_HOME = str(torch.cpu.get_capabilities().get("cpu_name", "")).startswith("Intel")
+"""Is this a processor of MKL's maker?"""
 
 _library = torch.library.Library("jacjobs", "FRAGMENT")
 _library.define("mm(Tensor a, Tensor b) -> Tensor")
@@ -65,6 +70,8 @@ def _is_transposed(a: Tensor, b: Tensor) -> bool:
 
 def _mv(a: Tensor, x: Tensor) -> Tensor:
     """Of float32, row by row."""
+    if MKL_AT_HOME:
+        return torch.mv(a, x)
     made: Tensor = torch.ops.mkldnn._linear_pointwise(x[None], a, None, "none", [], "")
     return made[0]
 
@@ -105,7 +112,8 @@ def use_faster(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.sum.dim_IntList):
         if (factors := _of_vector(node)) is not None:
             node.target, node.args = torch.ops.jacjobs.mv.default, factors
-    _read_once(graph)
+    if not MKL_AT_HOME:
+        _read_once(graph)
 
 
 def _read_once(graph: fx.Graph) -> None:

@@ -48,6 +48,17 @@ def test_products_are_right_and_lie_as_torch_was_told(
     )
 
 
+@pytest.mark.parametrize("at_home", [False, True])
+def test_products_with_a_vector_are_right(at_home: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "MKL_AT_HOME", at_home)
+    a, x = randn(33, 20, seed=1), randn(20, seed=2)
+    made = torch.ops.jacjobs.mv(a.float(), x.float())
+    torch.testing.assert_close(made.double(), a @ x, atol=1e-5, rtol=0)
+    torch.library.opcheck(
+        torch.ops.jacjobs.mv.default, (a.float(), x.float()), test_utils=("test_schema", "test_faketensor")
+    )
+
+
 @needs_a_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("strategy", COMPILED)

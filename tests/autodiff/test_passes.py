@@ -134,7 +134,8 @@ def test_a_large_product_with_a_vector_goes_to_onednn() -> None:
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
-def test_a_matrix_that_makes_a_value_and_its_tangents_is_read_once() -> None:
+def test_a_matrix_that_makes_a_value_and_its_tangents_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "MKL_AT_HOME", False)
     W, T, x = randn(1024, 2048).float() / 45, randn(2048, 16).float() / 45, randn(2048).float()
     ops = torch.ops.jacjobs
 
@@ -158,6 +159,18 @@ def test_a_matrix_that_makes_a_value_and_its_tangents_is_read_once() -> None:
     for kept in (rewritten(matmul.use_faster, chained, W, T, x), many):
         assert calls(kept, ops.mm_mv.default) == 0, "one needs the other, or reading once more is no matter"
         assert calls(kept, ops.mm.default) == calls(kept, ops.mv.default) == 1
+    monkeypatch.setattr(matmul, "MKL_AT_HOME", True)
+    apart = rewritten(matmul.use_faster, forward, W, T, x)
+    assert calls(apart, ops.mm.default) == calls(apart, ops.mv.default) == 1, "reading twice is faster there"
+
+
+def test_code_made_for_another_maker_s_processor_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From torch's cache, which several machines may share."""
+    names = []
+    for at_home in (False, True):
+        monkeypatch.setattr(matmul, "MKL_AT_HOME", at_home)
+        names.append(passes.ChunkPass(forward=True).uuid())
+    assert len(set(names)) == 2
 
 
 def test_all_seeds_are_those_of_one_hot() -> None:

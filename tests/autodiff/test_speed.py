@@ -111,6 +111,13 @@ def test_a_row_is_the_median_of_several_processes() -> None:
     assert (together["choice"], together["first_seconds"]) == ("y", {"jacjobs": 0.9})
 
 
+def test_who_was_far_behind_is_not_looked_at_again() -> None:
+    peers = ["jacfwd", "jacrev", "vmap(jacrev), chunked", "loop"]
+    assert compute.near_the_best({}, peers) == dict.fromkeys(peers, 0)
+    before = {"jacfwd": 9.0, "jacrev, chunk 1,024": 4.5, "vmap(jacrev), chunked, chunk 64": 3.0, "JAX": 0.1}
+    assert compute.near_the_best(before, peers) == {"jacrev": 1024, "vmap(jacrev), chunked": 64}
+
+
 def test_the_readmes_table_is_that_of_the_measurements_and_every_loss_has_a_reason() -> None:
     found = page.read()
     readme = page.README.read_text(encoding="utf-8")
