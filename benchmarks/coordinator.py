@@ -33,7 +33,8 @@ from jacjobs.run.cluster.session import Placement
 from jacjobs.run.coordinator import Coordinator, part_metadata
 from jacjobs.run.roster import MOST_IN_FLIGHT
 from jacjobs.store.folder import RunFolder
-from tests.faults.simulator import Scenario, Simulation, grid
+from tests.faults.scenarios import Scenario, grid
+from tests.faults.simulator import Simulation
 
 BLOCKS = 2000
 ROUNDS = 3

@@ -9,6 +9,7 @@ not to a compiler of anything:
 - A tangent is copied to be laid out as its primal is; generated code reads it however it lies.
 - What is put together of the end and the beginning of one tensor is written and read again; it can be read
   where it lies.
+- A small result that is expanded, one entry in many places, would be copied afterwards; it is written whole.
 - `vmap` has the axis of tangents first, where loops along it would be faster: `innermost.py`.
 
 Then large matrix products go to the faster of the libraries there are: `matmul.py`.
@@ -45,6 +46,10 @@ _PRODUCTS = (aten.mul.Tensor, aten.mm.default)
 """Of zeros they make zeros; these of zeros and anything."""
 
 
+MOST_EXPANDED_BYTES = 1 << 20
+"""Of a result. The memory that a chunk takes is predicted from plain ones, which leave it expanded."""
+
+
 class ChunkPass(CustomGraphPass):
     """All of them: an option of `torch.compile`.
 
@@ -64,6 +69,7 @@ class ChunkPass(CustomGraphPass):
             put_tangents_innermost(graph)
             graph.eliminate_dead_code()
         write_identities_out(graph)
+        write_results_whole(graph)
         graph.eliminate_dead_code()
         matmul.use_faster(graph)
 
@@ -164,6 +170,19 @@ def write_identities_out(graph: fx.Graph) -> None:
             same = call(graph, aten.eq.Tensor, call(graph, aten.unsqueeze.default, index, 1), index)
             node.replace_all_uses_with(call(graph, prims.convert_element_type.default, same, made.dtype))
         graph.erase_node(node)
+
+
+def write_results_whole(graph: fx.Graph) -> None:
+    """Copy what is expanded: entries of J have places of their own."""
+    (output,) = graph.find_nodes(op="output")
+    for node in output.all_input_nodes:
+        made = node.meta["val"]
+        if made.nbytes <= MOST_EXPANDED_BYTES and any(
+            stride == 0 and size > 1 for stride, size in zip(made.stride(), made.shape, strict=True)
+        ):
+            with graph.inserting_before(output):
+                whole = call(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
+            output.replace_input_with(node, whole)
 
 
 def _diagonal(graph: fx.Graph, node: Any) -> Any:

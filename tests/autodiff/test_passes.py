@@ -120,6 +120,18 @@ def test_copies_are_left_out_unless_they_are_given_back() -> None:
     assert calls(wider, aten.copy.default) == 1
 
 
+def test_a_small_result_that_is_expanded_is_written_whole() -> None:
+    for fn, count in (
+        (lambda x: x.expand(3, N), 1),
+        (lambda x: x.expand(3, N) * 2, 0),
+        (lambda x: x.expand(1, N), 0),
+        (lambda x: x.expand(100_000, N), 0),
+    ):
+        module = rewritten(passes.write_results_whole, fn, d)
+        assert calls(module, aten.clone.default) == count
+        assert count == 0 or module(d).is_contiguous()
+
+
 def test_a_large_product_with_a_vector_goes_to_onednn() -> None:
     def product(W: Tensor, x: Tensor) -> Tensor:
         return (W * x).sum(1)

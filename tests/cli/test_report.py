@@ -29,8 +29,8 @@ from jacjobs.store.attempt import Attempt, Failure, Timeline, Work
 from jacjobs.store.folder import RunFolder
 from tests.autodiff.test_block import Device
 from tests.browser import look_at, outside
+from tests.faults.forging import check_sentence, forge
 from tests.faults.job import TroubledJob, parts
-from tests.faults.test_security import check_sentence, forge
 from tests.store.datasets import make_run, plan_of
 from tests.store.s3 import ENVIRONMENT, S3Server
 

@@ -1,4 +1,4 @@
-"""The table that the fault tests fill in."""
+"""The table that the fault tests fill in, and a run that a stranger sends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.forging import EVIL, GOOD, JOB, cli
 from tests.faults.table import FaultTable, Row, normalised
 
 _TABLE = pytest.StashKey[FaultTable]()
@@ -33,3 +34,14 @@ def row(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., None]:
         request.config.stash[_TABLE].record(Row(event, caused_by, happens, code, said, test))
 
     return record
+
+
+@pytest.fixture
+def strangers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run of a job whose problem file is evil by now."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.py").write_text(GOOD)
+    (tmp_path / "job.yaml").write_text(JOB)
+    assert cli(monkeypatch, "submit", "job.yaml") == 0
+    (tmp_path / "p.py").write_text(EVIL)
+    return tmp_path / "run"

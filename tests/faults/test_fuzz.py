@@ -34,7 +34,7 @@ from jacjobs.store import plausible
 from jacjobs.store.folder import MANIFEST, PLAN, RunFolder
 from jacjobs.store.plausible import is_shallow
 from jacjobs.store.verify import verify_run
-from tests.faults.test_security import check_sentence, signed
+from tests.faults.forging import check_sentence, signed
 from tests.store.datasets import Form, write_dataset
 
 INPUTS = int(os.environ.get("JACJOBS_FUZZ", "6000"))

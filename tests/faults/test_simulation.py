@@ -30,7 +30,8 @@ from jacjobs.run.patience import SLOW_FACTOR, Patience
 from jacjobs.run.remaining import remaining
 from jacjobs.run.roster import Roster
 from jacjobs.run.transposer import Transposer
-from tests.faults.simulator import BrokenRuleError, Scenario, Simulation, grid, play
+from tests.faults.scenarios import Scenario, grid
+from tests.faults.simulator import BrokenRuleError, Simulation, play
 
 SMALL_RUNS = 20_000
 LARGE_RUNS = {60: 200, 500: 10, 2000: 4}

@@ -38,7 +38,8 @@ from jacjobs.run.messages import (
 )
 from jacjobs.run.remaining import Remaining, remaining
 from jacjobs.run.roster import most_in_flight
-from tests.faults.simulator import Scenario, Simulation, grid, spilling
+from tests.faults.scenarios import Scenario, grid, spilling
+from tests.faults.simulator import Simulation
 
 FOR_EVER = 10**9
 

@@ -15,7 +15,8 @@ from jacjobs.run import timeline
 from jacjobs.run.history import History
 from jacjobs.run.timeline import CELLS, CELLS_OF_A_LANE, FINEST_SECONDS, Chronicle
 from jacjobs.store.attempt import BUCKETS, Attempt, Timeline, Work, digits, shares
-from tests.faults.simulator import Scenario, Simulation, grid, play
+from tests.faults.scenarios import Scenario, grid
+from tests.faults.simulator import Simulation, play
 
 WORKERS = ("a", "b", "c")
 
