@@ -20,16 +20,15 @@ _CHOICE = "plain: the choice, three seconds of timings, fell beside the best"
 WHY: dict[str, str] = {
     "MLP, wide": "compiled: matrix products alone take as long as all of JAX's call; "
     "plain: the same products as jacrev's, all at once",
-    "MLP, tall": "compiled: 4.3 of 4.7 to 4.9 ms are one matrix product, of the value and the tangents; "
-    "JAX's call takes 4.5 to 4.6 (decision 33)",
+    "MLP, tall": "compiled: 4.0 of 4.4 ms are two matrix products; "
+    "JAX's call takes as long (decisions 33, 42)",
     "MLP, square": "plain: the same products as jacrev's, all at once",
     "CNN": _CHOICE,
     "transformer block": _CHOICE,
     "LSTM": "plain: the same products as jacfwd's, all at once",
     "ODE solve": "not known",
-    "per sample, parameters": "compiled: the same kernels and products; around them 0.08 ms for "
-    "torch.compile's 0.04 where caches are warm, which J (109 MB) empties; most of a call is fresh memory "
-    "(decision 41)",
+    "per sample, parameters": "compiled: the same kernels and products; around them 0.29 ms for "
+    "torch.compile's 0.25; most of a call is fresh memory (decisions 41, 42)",
     "per sample, inputs of a CNN": _CHOICE,
     "Hessian": "plain: the same products in the same chunks",
 }
