@@ -42,8 +42,9 @@ ALONE_SECONDS = 0.05
 """The same, where the best of a kind is looked for."""
 AGREE = {torch.float32: 2e-3, torch.float64: 1e-9}
 """Largest difference of two results, of the largest entry."""
-NEAR = 1.5
-"""In how many times the seconds of the best somebody may be the best in another process."""
+NEAR = 3.0
+"""In how many times the seconds of the best somebody may be the best in another process: a call of one that
+takes fresh memory was seen to take 2.8 times as long (decision 42)."""
 OF_CHUNK = ", chunk "
 SINGLE, DOUBLE, BOTH = (torch.float32,), (torch.float64,), (torch.float32, torch.float64)
 
@@ -92,7 +93,7 @@ def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[Row]:
     for number in range(processes):  # the same row some time apart, beside which other things go on
         for of, found in rows.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                before = found[0]["alone_seconds"] if found else {}
+                before = _leasts([row["alone_seconds"] for row in found])
                 found.append(pool.submit(_row, *of, before, quick=quick).result())
             if number == processes - 1:
                 yield together(found)
@@ -121,6 +122,13 @@ def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """Not everybody is in each: the best peer may be another one."""
     names = dict.fromkeys(name for one in found for name in one)
     return {name: statistics.median(one[name] for one in found if name in one) for name in names}
+
+
+def _leasts(found: Sequence[Alone]) -> dict[str, float]:
+    """Of each, the least that was seen."""
+    return {
+        name: min(one[name] for one in found if name in one) for name in {n for one in found for n in one}
+    }
 
 
 def _row(name: str, dtype: torch.dtype, before: Alone, *, quick: bool) -> Row:
@@ -168,7 +176,7 @@ def measured(
     peers = {"plain": _at_their_best(case, checked, before)}
     works: dict[str, Work] = {"jacjobs": lambda: plain(*case.args), **_best(peers["plain"])}
     if not quick:
-        best = min(seconds for _, seconds in peers["plain"].values())
+        best = min((seconds for _, seconds in peers["plain"].values()), default=first["jacjobs"])
         peers["compiled"] = _compiled(twins, case, checked, best, before)
         compiled = of(compile=True)
         first["jacjobs, compiled"] = seconds_of(lambda: compiled(*case.args))
@@ -231,16 +239,14 @@ def _at_their_best(case: Case, checked: Check, before: Alone) -> Peers:
 
 
 def near_the_best(before: Alone, peers: Iterable[str]) -> dict[str, int]:
-    """Which of some peers are worth another look, and their best chunks: all, where nothing is known."""
-    chunks, seconds = dict.fromkeys(peers, 0), {}
+    """Which of some peers are worth another look, and their best chunks: all of which nothing is known."""
+    chunks, seconds = dict.fromkeys(peers, 0), dict[str, float]()
     for name, taken in before.items():
         peer, _, chunk = name.partition(OF_CHUNK)
-        if peer in chunks:
+        if peer in chunks and taken < seconds.get(peer, math.inf):
             chunks[peer], seconds[peer] = int(chunk.replace(",", "") or 0), taken
-    if not seconds:
-        return chunks
-    most = NEAR * min(seconds.values())
-    return {peer: chunks[peer] for peer, taken in seconds.items() if taken <= most}
+    most = NEAR * min(seconds.values(), default=math.inf)
+    return {peer: chunk for peer, chunk in chunks.items() if seconds.get(peer, 0.0) <= most}
 
 
 def _compiled(twins: Mapping[str, There], case: Case, checked: Check, best: float, before: Alone) -> Peers:

@@ -17,8 +17,8 @@ HOST = torch.device("cpu")
 HOST_SHARE, GPU_SHARE = 0.5, 0.9
 """Of the memory that is free, unless told otherwise: a host has more to do, and holds blocks on their way."""
 
-MOST_KEPT_BYTES = 32 * 2**20 - 2**16
-"""The largest block that glibc may keep, short of what it puts around it."""
+SMALL_BYTES, ROOM_BYTES = 4 << 20, 8 << 20
+"""A J for which room is kept, and the largest blocks in it."""
 
 
 def device_of(problem: Problem) -> torch.device:
@@ -46,18 +46,18 @@ def available_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def keep_room(device: torch.device) -> None:
-    """Have the C library keep what is given back, for what is made next: up to 64 MiB, in blocks up to 32.
+def keep_room(size_bytes: int, device: torch.device) -> None:
+    """Where J is small, have the C library keep what a call took for the next one, in blocks up to 8 MiB.
 
-    Pages that come from the system afresh take as long to fill as a small J takes to compute. glibc keeps
-    blocks up to the largest one, of at most 32 MiB, that ever went back to the system. Among aligned ones,
-    as torch's are, that is a little less than the next one of the same size takes: a process that has never
-    had a larger one has all of them made anew each time. Here it has one, which is not touched.
+    Pages that come from the system afresh take as long to fill as a small J takes to compute. glibc maps
+    blocks anew that are larger than the largest one that ever went back to the system, and gives the top of
+    its heap back from twice as much on. Here a larger one goes back, which is not touched. What lies between
+    others stays as well, so that two to three times what was alive may: a large J is left alone.
     https://man7.org/linux/man-pages/man3/mallopt.3.html (M_MMAP_THRESHOLD), docs/decisions/0042
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and size_bytes <= SMALL_BYTES:
         with suppress(MemoryError):
-            np.empty(MOST_KEPT_BYTES, np.uint8)
+            np.empty(ROOM_BYTES, np.uint8)
 
 
 def give_back() -> None:

@@ -31,8 +31,10 @@ LEAST_OF_VECTOR = 2_000_000
 MOST_TANGENTS = 128
 """With more of them, reading the matrix once more is no matter."""
 
-MKL_AT_HOME = str(torch.cpu.get_capabilities().get("cpu_name", "")).startswith("Intel")
-"""Is this a processor of MKL's maker?"""
+MKL_AT_HOME = torch.backends.mkl.is_available() and str(
+    torch.cpu.get_capabilities().get("cpu_name", "")
+).startswith("Intel")
+"""Is MKL there, on a processor of its maker?"""
 
 _library = torch.library.Library("jacjobs", "FRAGMENT")
 _library.define("mm(Tensor a, Tensor b) -> Tensor")

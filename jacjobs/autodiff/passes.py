@@ -176,10 +176,10 @@ def write_results_whole(graph: fx.Graph) -> None:
     """Copy what is expanded: entries of J have places of their own."""
     (output,) = graph.find_nodes(op="output")
     for node in output.all_input_nodes:
-        made = node.meta["val"]
-        if made.nbytes <= MOST_EXPANDED_BYTES and any(
-            stride == 0 and size > 1 for stride, size in zip(made.stride(), made.shape, strict=True)
-        ):
+        made = node.meta.get("val")
+        if not isinstance(made, torch.Tensor) or made.nbytes > MOST_EXPANDED_BYTES:
+            continue
+        if any(stride == 0 and size > 1 for stride, size in zip(made.stride(), made.shape, strict=True)):
             with graph.inserting_before(output):
                 whole = call(graph, aten.clone.default, node, memory_format=torch.contiguous_format)
             output.replace_input_with(node, whole)

@@ -115,7 +115,12 @@ def test_who_was_far_behind_is_not_looked_at_again() -> None:
     peers = ["jacfwd", "jacrev", "vmap(jacrev), chunked", "loop"]
     assert compute.near_the_best({}, peers) == dict.fromkeys(peers, 0)
     before = {"jacfwd": 9.0, "jacrev, chunk 1,024": 4.5, "vmap(jacrev), chunked, chunk 64": 3.0, "JAX": 0.1}
-    assert compute.near_the_best(before, peers) == {"jacrev": 1024, "vmap(jacrev), chunked": 64}
+    before["jacrev, chunk 64"] = 5.0
+    found = compute.near_the_best(before, peers)
+    assert found == {"jacfwd": 0, "jacrev": 1024, "vmap(jacrev), chunked": 64, "loop": 0}
+    before["jacfwd"] = 9.1
+    assert "jacfwd" not in compute.near_the_best(before, peers)
+    assert compute._leasts([before, {"jacfwd": 1.0}])["jacfwd"] == 1.0
 
 
 def test_the_readmes_table_is_that_of_the_measurements_and_every_loss_has_a_reason() -> None:
