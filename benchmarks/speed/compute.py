@@ -7,7 +7,7 @@ torch's transforms, `compile=True`).
 
 All of that is done in several processes, some time apart: turns within one agree to a hundredth, and yet one
 process differs from the next by a tenth (decision 41). What the table says is the median of them. The later
-ones look again at the peers that were near the best in the first, at chunks beside the best ones.
+ones look again at the peers that were near the best in the earlier ones, at chunks beside the best.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def measure(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[Row]:
     for number in range(processes):  # the same row some time apart, beside which other things go on
         for of, found in rows.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                before = _leasts([row["alone_seconds"] for row in found])
+                before = _of_each(min, [row["alone_seconds"] for row in found])
                 found.append(pool.submit(_row, *of, before, quick=quick).result())
             if number == processes - 1:
                 yield together(found)
@@ -106,7 +106,9 @@ def together(rows: Sequence[Row]) -> Row:
         kind: _median([row[kind] for row in rows]) for kind in ("plain", "compiled", "all") if kind in first
     }
     choices = {key: statistics.mode(row[key] for row in rows) for key in first if key.startswith("choice")}
-    seconds = {key: _medians([row[key] for row in rows]) for key in ("seconds", "alone_seconds")}
+    seconds = {
+        key: _of_each(statistics.median, [row[key] for row in rows]) for key in ("seconds", "alone_seconds")
+    }
     return {**first, **choices, **seconds, **ratios}
 
 
@@ -118,17 +120,10 @@ def _median(found: Sequence[Row | None]) -> Row | None:
     return {**there[len(there) // 2], "ratios": [one["ratio"] for one in there]}
 
 
-def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+def _of_each(pick: Callable[[list[float]], float], found: Sequence[Alone]) -> dict[str, float]:
     """Not everybody is in each: the best peer may be another one."""
     names = dict.fromkeys(name for one in found for name in one)
-    return {name: statistics.median(one[name] for one in found if name in one) for name in names}
-
-
-def _leasts(found: Sequence[Alone]) -> dict[str, float]:
-    """Of each, the least that was seen."""
-    return {
-        name: min(one[name] for one in found if name in one) for name in {n for one in found for n in one}
-    }
+    return {name: pick([one[name] for one in found if name in one]) for name in names}
 
 
 def _row(name: str, dtype: torch.dtype, before: Alone, *, quick: bool) -> Row:

@@ -94,12 +94,20 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc keeps")
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc keeps")
+
+
+def printed_by(code: str) -> float:
+    """In a process of its own, which has been told nothing of how to keep memory."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=env)
+    return float(done.stdout)
+
+
+@needs_glibc
 def test_memory_that_a_j_took_is_there_for_the_next_one() -> None:
     """2 MiB, 512 pages. As glibc is by itself, a call of this has 2,565 made anew."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True, env=env)
-    assert float(done.stdout) < 256
+    assert printed_by(FAULTS) < 256
 
 
 RESIDENT = """
@@ -120,9 +128,7 @@ print((resident().rss - before) >> 20)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what glibc keeps")
+@needs_glibc
 def test_a_large_j_leaves_little_behind() -> None:
     """20 intermediates of 16 MiB, and a J of the same. With room for such blocks, 520 to 650 MiB stayed."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "THP_"))}
-    done = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, check=True, env=env)
-    assert float(done.stdout) < 300
+    assert printed_by(RESIDENT) < 300

@@ -120,7 +120,7 @@ def test_who_was_far_behind_is_not_looked_at_again() -> None:
     assert found == {"jacfwd": 0, "jacrev": 1024, "vmap(jacrev), chunked": 64, "loop": 0}
     before["jacfwd"] = 9.1
     assert "jacfwd" not in compute.near_the_best(before, peers)
-    assert compute._leasts([before, {"jacfwd": 1.0}])["jacfwd"] == 1.0
+    assert compute._of_each(min, [before, {"jacfwd": 1.0}])["jacfwd"] == 1.0
 
 
 def test_the_readmes_table_is_that_of_the_measurements_and_every_loss_has_a_reason() -> None:
